@@ -1,0 +1,53 @@
+# Verbs: run, test, check, bench (and test-all: the marked tests too). Everything happens inside .venv.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+export PATH := $(CURDIR)/$(BIN):$(PATH)
+export DVC_NO_ANALYTICS := 1
+export DO_NOT_TRACK := 1
+export NO_ALBUMENTATIONS_UPDATE := 1
+export OMP_WAIT_POLICY := PASSIVE
+
+.DEFAULT_GOAL := help
+.PHONY: help run test test-all check bench install
+
+help:
+	@echo "make run    plan and run the whole pipeline, print the verdict and where the report lies"
+	@echo "make test   the tests; make test-all adds those marked slow and server (browser: needs chromium)"
+	@echo "make check  format, lint, types, layers"
+	@echo "make bench  speed and memory as ratios"
+
+install: $(INSTALLED)
+
+# uv where there is one, else pip; every version is pinned in constraints.txt
+$(INSTALLED): pyproject.toml constraints.txt
+	@if command -v uv >/dev/null 2>&1; then \
+	  uv venv --quiet --allow-existing --python "$(PYTHON)" $(VENV) && \
+	  VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install --quiet -c constraints.txt -e ".[pipelines,timm,dev]"; \
+	else \
+	  $(PYTHON) -m venv $(VENV) && $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[pipelines,timm,dev]"; \
+	fi
+	@touch $@
+
+run: install
+	@if ! dvc remote list | grep -q . ; then dvc remote add --quiet --local --default local .dvc-remote && dvc config --quiet --local remote.local.verify true; fi
+	synthgen plan
+	synthgen sizes
+	dvc repro
+	synthgen verdict
+
+test: install
+	python -m pytest -n 2 --dist loadgroup
+
+test-all: install
+	python -m pytest -n 2 --dist loadgroup -m "not gpu"
+
+check: install
+	ruff format --check .
+	ruff check .
+	mypy
+	lint-imports
+
+bench: install
+	python benchmarks/run.py

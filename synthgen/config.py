@@ -1,0 +1,317 @@
+"""params.yaml as checked, frozen sections: one per stage, and a stage is handed only its own.
+
+Owns reading and judging the file (YAML bombs, duplicate and unknown keys, wrong types); refuses
+to guess: an unknown key is an error that names the nearest known one.
+"""
+
+import difflib
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import YAMLError
+from ruamel.yaml.events import AliasEvent
+
+from synthgen.errors import ConfigError
+
+MAX_PARAMS_BYTES = 1_000_000
+
+Share = Annotated[float, Field(ge=0.0, lt=1.0)]
+Positive = Annotated[float, Field(gt=0.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Section(BaseModel):
+    """Base of all sections: frozen, strict types, unknown keys refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+class ScarcitySection(Section):
+    """Makes plentiful classes scarce on purpose, to try the pipeline where the truth is known."""
+
+    keep: dict[str, Count] = Field(description="class name -> real images left for training and validation")
+    surplus: Literal["test", "drop"] = "test"
+
+
+class SourceSection(Section):
+    """Where the raw images come from."""
+
+    type: Literal["digits", "imagefolder", "csv", "parquet", "npz", "torchvision"]
+    path: str = "data/raw"
+    csv_file: str = "labels.csv"
+    torchvision_name: str | None = None
+    simulate_scarcity: ScarcitySection | None = None
+
+
+class PlanSection(Section):
+    """Which classes are scarce, how the folds are drawn, how many images to make."""
+
+    folds: Annotated[int, Field(ge=2, le=50)] = 5
+    scarce: list[str] | None = None
+    scarce_below: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
+    strategy: Literal["adapted", "shared", "scratch"] = "adapted"
+    target: Literal["median"] | Count = "median"
+    min_train_images: Count = 2
+
+
+class GroupsSection(Section):
+    """How images of one object are found, so that they stay on one side of every split."""
+
+    id_pattern: str | None = None
+    id_gap: Literal["auto", "off"] | Count = "auto"
+    perceptual_bits: Annotated[int, Field(ge=0, le=16)] = 4
+    pixel_tolerance: Annotated[float, Field(gt=0.0, le=255.0)] = 12.0
+    correlation: Literal["auto", "off"] | Annotated[float, Field(gt=0.0, le=1.0)] = "auto"
+    correlation_shift: Annotated[int, Field(ge=0, le=16)] = 4
+    leaks: Literal["refuse", "quarantine"] = "refuse"
+
+
+class PrepareSection(Section):
+    """What every image is turned into, and what is refused."""
+
+    image_size: Literal[8, 16, 28, 32, 64, 128] = 32
+    channels: Literal[1, 3] = 3
+    background: Annotated[int, Field(ge=0, le=255)] = 0
+    max_pixels: Count = 64_000_000
+    max_bytes: Count = 256_000_000
+    animated: Literal["refuse", "first_frame"] = "refuse"
+    empty_class: Literal["error", "skip"] = "error"
+    groups: GroupsSection = GroupsSection()
+
+
+class GeneratorSection(Section):
+    """Size of the conditional generator and discriminator."""
+
+    latents: Count = 48
+    embedding: Count = 32
+    channels: Count = Field(default=16, description="channels at full resolution; doubled at each halving")
+    max_channels: Count = 128
+    minibatch_std: Annotated[float, Field(ge=0.0)] = 3.0
+
+
+class BaseGanSection(Section):
+    """A shared GAN trained before, pinned by its generator digest."""
+
+    path: str
+    digest: Annotated[str, Field(pattern=r"^[0-9a-f]{64}$")]
+
+
+class PretrainSection(Section):
+    """Training of the shared conditional GAN of one fold."""
+
+    network: GeneratorSection = GeneratorSection()
+    kimg: Positive = 140.0
+    batch: Annotated[int, Field(ge=4)] = 64
+    g_lr: Positive = 8e-4
+    d_lr: Positive = 8e-4
+    betas: tuple[float, float] = (0.0, 0.99)
+    lr_decay_from: Annotated[float, Field(gt=0.0, le=1.0)] = 0.6
+    ema: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.998
+    r1_gamma: Annotated[float, Field(ge=0.0)] = 0.01
+    r1_every: Count = 4
+    real_transforms: Annotated[float, Field(ge=0.0, le=1.0)] = 0.6
+    diffaugment_translation: Annotated[float, Field(ge=0.0, le=0.5)] = 0.125
+    diffaugment_cutout: Annotated[float, Field(ge=0.0, le=0.9)] = 0.2
+    diffaugment_color: bool = False
+    flip: bool = False
+    tick_kimg: Positive = 16.0
+    base: dict[str, BaseGanSection] | None = None
+
+
+class AdaptSection(Section):
+    """Fine-tuning of the shared GAN to one scarce class (strategy `adapted`)."""
+
+    kimg: Positive = 20.0
+    lr_factor: Positive = 0.25
+    shared_share: Share = 0.5
+
+
+class ScratchSection(Section):
+    """Training of a GAN on one class alone (strategy `scratch`)."""
+
+    kimg: Positive = 60.0
+
+
+class SynthesizeSection(Section):
+    """Sampling and selection of labelled synthetic images."""
+
+    batch: Count = 64
+    oversample: Annotated[float, Field(ge=1.0, le=20.0)] = 1.5
+    truncation: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    min_agreement: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    min_nearest_ratio: Annotated[float, Field(ge=0.0)] = 0.1
+    min_diversity_ratio: Annotated[float, Field(ge=0.0)] = 0.2
+    teacher_steps: Count = 400
+
+
+class ClassifierSection(Section):
+    """The downstream classifier: the same for every arm."""
+
+    network: str = "small_cnn"
+    width: Count = 32
+    steps: Count = 400
+    batch: Annotated[int, Field(ge=2)] = 64
+    lr: Positive = 2e-3
+    weight_decay: Annotated[float, Field(ge=0.0)] = 1e-3
+    label_smoothing: Share = 0.0
+
+
+class TransformsSection(Section):
+    """Amplitudes of the transforms that keep the label: for classical arms, the teacher and the reals GANs see."""
+
+    rotate: Annotated[float, Field(ge=0.0, le=180.0)] = 12.0
+    scale: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.12
+    shift: Annotated[float, Field(ge=0.0, lt=1.0)] = 0.1
+    shear: Annotated[float, Field(ge=0.0, le=45.0)] = 8.0
+    brightness: Annotated[float, Field(ge=0.0, le=1.0)] = 0.15
+    elastic: Annotated[float, Field(ge=0.0, le=100.0)] = 0.0
+    horizontal_flip: bool = False
+    vertical_flip: bool = False
+
+
+class EvaluateSection(Section):
+    """Classical arms: every way of training on real images alone that a user would otherwise pick."""
+
+    arms: list[str]
+    repeats: Annotated[int, Field(ge=2)] = 2
+    crossfit: bool = True
+    share: Share = 0.25
+    mix_alpha: Positive = 0.3
+
+
+class ChallengeSection(Section):
+    """Arms with synthetic images, and the mixing policy they share."""
+
+    arms: list[str]
+    share: Share = 0.25
+    choice: Literal["balanced_accuracy", "scarce_recall", "macro_f1"] = "balanced_accuracy"
+
+
+class CompareSection(Section):
+    """How the gain and its interval are computed."""
+
+    confidence: Annotated[float, Field(gt=0.5, lt=1.0)] = 0.95
+    min_folds: Annotated[int, Field(ge=2)] = 5
+    min_test_groups: Count = 5
+    n_bootstrap: Annotated[int, Field(ge=200)] = 2000
+
+
+class ReportSection(Section):
+    """What the report shows."""
+
+    title: str = "Do synthetic images help?"
+    n_examples: Annotated[int, Field(ge=1, le=64)] = 12
+
+
+class AssembleSection(Section):
+    """The data set that users take."""
+
+    release: Literal["accepted"] = "accepted"
+
+
+class Config(Section):
+    """All of params.yaml."""
+
+    seed: Annotated[int, Field(ge=0)] = 0
+    source: SourceSection
+    transforms: TransformsSection = TransformsSection()
+    classifier: ClassifierSection = ClassifierSection()
+    plan: PlanSection = PlanSection()
+    prepare: PrepareSection = PrepareSection()
+    pretrain: PretrainSection = PretrainSection()
+    adapt: AdaptSection = AdaptSection()
+    scratch: ScratchSection = ScratchSection()
+    synthesize: SynthesizeSection = SynthesizeSection()
+    assemble: AssembleSection = AssembleSection()
+    evaluate: EvaluateSection
+    challenge: ChallengeSection
+    compare: CompareSection = CompareSection()
+    report: ReportSection = ReportSection()
+
+
+def read_yaml(path: Path) -> Any:
+    """Reads a YAML 1.2 file made of plain values.
+
+    Raises:
+        ConfigError: missing, over 1 MB, not UTF-8, not YAML, with aliases (a YAML bomb needs them)
+            or with a duplicate key.
+    """
+    try:
+        size = path.stat().st_size
+        if size > MAX_PARAMS_BYTES:
+            raise ConfigError(f"{path} has {size} bytes, over the limit of {MAX_PARAMS_BYTES}; is it the right file?")
+        text = path.read_text(encoding="utf-8")
+    except FileNotFoundError as error:
+        raise ConfigError(f"{path} is missing; run this from the project's folder or pass --project") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be read: {error}") from error
+    try:
+        for event in YAML(typ="safe", pure=True).parse(text):
+            if isinstance(event, AliasEvent):
+                raise ConfigError(f"{path}: alias *{event.anchor} is refused; write the value out")
+        return YAML(typ="safe", pure=True).load(text)
+    except YAMLError as error:
+        raise ConfigError(f"{path} is not usable YAML: {' '.join(str(error).split())}") from error
+    except RecursionError as error:
+        raise ConfigError(f"{path} is nested too deeply to be a parameter file") from error
+
+
+def _known_keys(location: tuple[int | str, ...]) -> list[str]:
+    model: Any = Config
+    for part in location:
+        if isinstance(part, int):
+            return []
+        field = getattr(model, "model_fields", {}).get(part)
+        if field is None:
+            return []
+        candidates = [field.annotation, *getattr(field.annotation, "__args__", ())]
+        model = next((c for c in candidates if isinstance(c, type) and issubclass(c, BaseModel)), None)
+        if model is None:
+            return []
+    return list(model.model_fields)
+
+
+def _explain(error: ValidationError) -> str:
+    lines = []
+    for problem in error.errors():
+        location = problem["loc"]
+        dotted = ".".join(str(part) for part in location) or "(top level)"
+        if problem["type"] == "extra_forbidden":
+            near = difflib.get_close_matches(str(location[-1]), _known_keys(location[:-1]), n=1, cutoff=0.0)
+            hint = f"; did you mean {near[0]!r}?" if near else ""
+            lines.append(f"{dotted}: unknown key{hint}")
+        else:
+            lines.append(f"{dotted}: {problem['msg']}, got {str(problem['input'])[:80]!r}")
+    return "; ".join(lines)
+
+
+def parse_config(values: Any, where: str = "params.yaml") -> Config:
+    """Checks plain values (as read from YAML) and returns the frozen config.
+
+    Raises:
+        ConfigError: with the dotted path of each wrong value and the nearest known key.
+    """
+    try:
+        return Config.model_validate(_tuples(values))
+    except ValidationError as error:
+        raise ConfigError(f"{where}: {_explain(error)}") from error
+
+
+def _tuples(values: Any) -> Any:
+    # Strict validation takes no list for a tuple, and YAML knows only lists.
+    if isinstance(values, dict) and isinstance(values.get("pretrain"), dict):
+        betas = values["pretrain"].get("betas")
+        if isinstance(betas, list):
+            return {**values, "pretrain": {**values["pretrain"], "betas": tuple(betas)}}
+    return values
+
+
+def load_config(path: Path) -> Config:
+    """Reads and checks params.yaml.
+
+    Raises:
+        ConfigError: see `read_yaml` and `parse_config`.
+    """
+    return parse_config(read_yaml(path), str(path))

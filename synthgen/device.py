@@ -1,0 +1,50 @@
+"""Which device a training runs on: resolved once, said once, refused early."""
+
+import logging
+import os
+
+import torch
+
+from synthgen.errors import DeviceError
+
+logger = logging.getLogger(__name__)
+
+DEVICE_VARIABLE = "SYNTHGEN_DEVICE"
+
+
+def resolve_device(requested: str | None = None) -> torch.device:
+    """The device to compute on.
+
+    Args:
+        requested: `auto`, `cpu`, `cuda`, `cuda:N` or `mps`; None reads $SYNTHGEN_DEVICE, else `auto`.
+            The device is a property of the machine, not of the data: it is never hashed by DVC.
+    Returns:
+        the device; `auto` takes CUDA, then MPS, then the CPU, and logs what it took.
+    Raises:
+        DeviceError: an explicitly requested device is not there (no silent fall-back).
+    """
+    name = requested or os.environ.get(DEVICE_VARIABLE) or "auto"
+    if name == "auto":
+        if torch.cuda.is_available():
+            name = "cuda"
+        elif torch.backends.mps.is_available():
+            name = "mps"
+        else:
+            name = "cpu"
+            logger.info("device auto: no CUDA or MPS device found, computing on the CPU")
+        return torch.device(name)
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise DeviceError(f"device {name!r} is not one of auto, cpu, cuda, cuda:N, mps") from error
+    there = {
+        "cpu": True,
+        "cuda": torch.cuda.is_available() and (device.index or 0) < torch.cuda.device_count(),
+        "mps": torch.backends.mps.is_available(),
+    }.get(device.type, False)
+    if not there:
+        raise DeviceError(
+            f"device {name!r} was asked for but is not available to torch {torch.__version__}; "
+            "install a build with support for it, or use --device auto or --device cpu"
+        )
+    return device

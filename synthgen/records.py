@@ -1,0 +1,140 @@
+"""The plan and the split of a fold: what stages hand to each other beside arrays.
+
+Owns plan.yaml's form. `Plan` says which classes exist, which are scarce and what is made for them;
+`FoldSplit` says which prepared rows a fold trains on, validates on and is tested on.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from ruamel.yaml import YAML
+
+from synthgen.artifacts import atomic_file
+from synthgen.config import read_yaml
+from synthgen.errors import PlanError
+from synthgen.versions import VERSIONS
+
+FINAL = "final"
+PLAN_COMMAND = "synthgen plan"
+
+Strategy = Literal["adapted", "shared", "scratch"]
+
+
+class ClassPlan(BaseModel):
+    """One class of the plan.
+
+    `label` is the integer that classifiers see; `images` and `groups` count prepared real images
+    (test-only surplus and frozen test images left out); `target` is the number of synthetic images
+    to make; `generator` is the one that makes them.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    class_name: str
+    label: int
+    images: int
+    groups: int
+    scarce: bool
+    target: int
+    generator: Literal["adapted", "shared", "scratch"]
+
+
+class Plan(BaseModel):
+    """plan.yaml: written by `synthgen plan`, read by every stage and by dvc.yaml.
+
+    `folds` are measured folds (`f0`...) followed by `final`; `pretrain_folds`, `adapt_slugs` and `scratch_slugs` are
+    what the matrices of those stages run over (empty where the strategy has no use for the stage).
+    `targets` repeats each class's target by itself, so that `synthesize` depends on it and not on counts;
+    `versions` are those of the parts that wrote the plan (synthgen/versions.py).
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    version: int
+    mode: Literal["folds", "frozen"]
+    strategy: Strategy
+    folds: list[str]
+    pretrain_folds: list[str]
+    adapt_slugs: list[str]
+    scratch_slugs: list[str]
+    targets: dict[str, int]
+    versions: dict[str, int]
+    classes: dict[str, ClassPlan]
+
+    @model_validator(mode="before")
+    @classmethod
+    def _fill(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("classes"), dict):
+            entries = values["classes"].items()
+            targets = {k: v["target"] if isinstance(v, dict) else v.target for k, v in entries}
+            return {"targets": targets, "versions": VERSIONS, **values}
+        return values
+
+    @model_validator(mode="after")
+    def _agree(self) -> "Plan":
+        if self.targets != {slug: entry.target for slug, entry in self.classes.items()}:
+            raise ValueError("targets do not repeat the targets of classes")
+        return self
+
+    @property
+    def slugs(self) -> list[str]:
+        """Slugs in the order of their labels."""
+        return sorted(self.classes, key=lambda slug: self.classes[slug].label)
+
+    @property
+    def scarce_slugs(self) -> list[str]:
+        """Slugs of the scarce classes in the order of their labels."""
+        return [slug for slug in self.slugs if self.classes[slug].scarce]
+
+    @property
+    def measured_folds(self) -> list[str]:
+        """All folds but `final`."""
+        return [fold for fold in self.folds if fold != FINAL]
+
+
+@dataclass(frozen=True)
+class FoldSplit:
+    """Rows of the prepared arrays that one fold uses.
+
+    Attributes:
+        name: `f0`, ..., or `final`.
+        train: (n,) int64 rows that generators, selection and classifiers may see, ordered by pixel sha256.
+        val: (m,) int64 rows for offsets; empty in `final`.
+        test: (k,) int64 rows read once, by `classifier.prediction`; empty in `final`.
+    """
+
+    name: str
+    train: NDArray[np.int64]
+    val: NDArray[np.int64]
+    test: NDArray[np.int64]
+
+
+def load_plan(path: Path) -> Plan:
+    """Reads plan.yaml.
+
+    Raises:
+        PlanError: missing, damaged or of another form; says which command writes it.
+    """
+    if not path.exists():
+        raise PlanError(f"{path} is missing; run `{PLAN_COMMAND}` first")
+    try:
+        return Plan.model_validate(read_yaml(path))
+    except ValidationError as error:
+        first = error.errors()[0]
+        dotted = ".".join(str(part) for part in first["loc"])
+        raise PlanError(f"{path}: {dotted}: {first['msg']}; run `{PLAN_COMMAND}` to write it again") from error
+
+
+def save_plan(path: Path, plan: Plan) -> None:
+    """Writes plan.yaml atomically, with a first line that says who owns the file."""
+    yaml = YAML()
+    yaml.default_flow_style = False
+    yaml.allow_unicode = True
+    yaml.width = 120
+    with atomic_file(path) as temporary, temporary.open("w", encoding="utf-8") as stream:
+        stream.write(f"# Written by `{PLAN_COMMAND}`; change params.yaml (section plan) instead of this file.\n")
+        yaml.dump(plan.model_dump(), stream)

@@ -1,0 +1,15 @@
+"""Versions of what the stages compute, part by part.
+
+`synthgen plan` writes them to plan.yaml, where dvc.yaml makes them a parameter of the stages concerned: whoever changes
+what a part computes raises its number, and only the stages that depend on it run again, also in projects
+that use an installed synthgen and have no source code beside their data. A plan with other numbers is refused.
+"""
+
+VERSIONS = {
+    "dataset": 1,
+    "gan": 1,
+    "selection": 1,
+    "classifier": 1,
+    "metrics": 1,
+    "report": 1,
+}
