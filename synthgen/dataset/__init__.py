@@ -1,0 +1,1 @@
+"""Raw files to prepared arrays, leak-proof folds and Parquet shards."""
