@@ -1,0 +1,1 @@
+"""Conditional GANs for few images: networks, losses, training, sampling, selection."""

@@ -1,0 +1,111 @@
+"""Labelled images from a generator and named seeds; each can be made again.
+
+Owns the rule (generator digest, seed, position) -> image: `seed` fixes a whole batch of latents and
+`position` is the row in it, so that the arithmetic, and with it every last bit, is that of the first time.
+"""
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from synthgen.gan.networks import Discriminator, Generator
+from synthgen.gan.training import to_uint8
+from synthgen.seeding import derive_seed
+
+
+@dataclass(frozen=True)
+class Sampled:
+    """Images of one class with what is needed to make them again.
+
+    Attributes:
+        images: (n, H, W, C) uint8.
+        seeds: (n,) int64; positions: (n,) int32.
+        d_score: (n,) float32 discriminator logits.
+    """
+
+    images: NDArray[np.uint8]
+    seeds: NDArray[np.int64]
+    positions: NDArray[np.int32]
+    d_score: NDArray[np.float32]
+
+    def take(self, chosen: NDArray[np.int64]) -> "Sampled":
+        """The rows `chosen`, in that order."""
+        return Sampled(self.images[chosen], self.seeds[chosen], self.positions[chosen], self.d_score[chosen])
+
+
+@torch.inference_mode()
+def sample_batch(
+    generator: Generator,
+    label: int,
+    seed: int,
+    *,
+    batch: int,
+    truncation: float,
+    device: torch.device,
+    discriminator: Discriminator | None = None,
+) -> Sampled:
+    """One batch of one class.
+
+    Args:
+        generator: in eval mode on `device`.
+        label: class to make.
+        seed: names the batch of latents; drawn on the CPU, so that it is the same on every device.
+        batch: number of images; part of what fixes the last bit.
+        truncation: factor on the latents, in (0, 1]; below 1 trades variety for likeness.
+        device: to compute on.
+        discriminator: scores the images; None gives scores of 0.
+    Returns:
+        the images in the order of their positions.
+    """
+    latents = torch.randn(batch, generator.shape.latents, generator=torch.Generator().manual_seed(seed)) * truncation
+    labels = torch.full((batch,), label, device=device)
+    images = generator(latents.to(device), labels)
+    scores = discriminator(images, labels) if discriminator is not None else torch.zeros(batch)
+    return Sampled(
+        images=to_uint8(images),
+        seeds=np.full(batch, seed, dtype=np.int64),
+        positions=np.arange(batch, dtype=np.int32),
+        d_score=scores.float().cpu().numpy(),
+    )
+
+
+def sample_images(
+    generator: Generator,
+    discriminator: Discriminator,
+    label: int,
+    n: int,
+    *,
+    seed: int,
+    batch: int,
+    truncation: float,
+    device: torch.device,
+) -> Sampled:
+    """At least `n` candidates of one class, in whole batches.
+
+    Args:
+        seed: of this class, fold and pool; batch k has the seed derived from it and k.
+        (others): see `sample_batch`.
+    Returns:
+        candidates in the order of their batches.
+    """
+    n_batches = max(1, -(-n // batch))
+    parts = [
+        sample_batch(
+            generator,
+            label,
+            derive_seed(seed, "batch", k),
+            batch=batch,
+            truncation=truncation,
+            device=device,
+            discriminator=discriminator,
+        )
+        for k in range(n_batches)
+    ]
+    return Sampled(
+        *(
+            np.concatenate([getattr(part, name) for part in parts])
+            for name in ("images", "seeds", "positions", "d_score")
+        )
+    )
