@@ -1,0 +1,94 @@
+"""Classifier networks by name: a small default, torchvision's and timm's.
+
+Owns construction from a name; refuses names that no library knows. Weights are random: every arm starts
+from the same ones, and nothing is downloaded.
+"""
+
+import torch
+from torch import Tensor, nn
+
+from synthgen.errors import ConfigError
+
+SMALL = "small_cnn"
+
+
+class SmallCnn(nn.Module):
+    """Convolution, batch norm, ReLU, pooling, down to a side of at most 4; then the mean and a linear layer."""
+
+    def __init__(self, image_size: int, image_channels: int, n_classes: int, width: int) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        c_in, c_out, side = image_channels, width, image_size
+        while True:
+            layers += [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
+            if side <= 4:
+                break
+            layers.append(nn.MaxPool2d(2))
+            c_in, c_out, side = c_out, min(2 * c_out, 4 * width), side // 2
+        self.features = nn.Sequential(*layers)
+        self.head = nn.Linear(c_out, n_classes)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, C, H, W) float32 to (N, n_classes) logits."""
+        x = self.features(images).mean(dim=(2, 3))  # (N, width of the last stage)
+        logits: Tensor = self.head(x)
+        return logits
+
+
+class ThreeChannels(nn.Module):
+    """Shows a grey image to a network made for colour."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, images: Tensor) -> Tensor:
+        """(N, 1, H, W) float32 to logits."""
+        logits: Tensor = self.network(images.expand(-1, 3, -1, -1))
+        return logits
+
+
+def build_classifier(name: str, image_size: int, image_channels: int, n_classes: int, width: int) -> nn.Module:
+    """A freshly initialised classifier.
+
+    Args:
+        name: `small_cnn`, a torchvision classification model (`resnet18`), or `timm:NAME`.
+        image_size, image_channels, n_classes: of the data.
+        width: channels of the first stage of `small_cnn`; the others have their own.
+    Returns:
+        module from (N, image_channels, image_size, image_size) float32 to (N, n_classes) logits.
+    Raises:
+        ConfigError: no such model, or timm is not installed.
+    """
+    network: nn.Module
+    if name == SMALL:
+        return SmallCnn(image_size, image_channels, n_classes, width)
+    if name.startswith("timm:"):
+        try:
+            import timm
+        except ImportError as error:
+            raise ConfigError(f"classifier.network {name!r} needs timm: pip install 'synthgen[timm]'") from error
+        if not timm.is_model(name.removeprefix("timm:")):
+            raise ConfigError(f"classifier.network {name!r}: timm knows no such model (timm.list_models())")
+        network = timm.create_model(
+            name.removeprefix("timm:"), pretrained=False, num_classes=n_classes, in_chans=image_channels
+        )
+        return network
+    from torchvision import models
+
+    if name not in models.list_models(module=models):
+        raise ConfigError(
+            f"classifier.network {name!r} is neither {SMALL}, a torchvision model (resnet18, ...) nor timm:NAME"
+        )
+    network = models.get_model(name, weights=None, num_classes=n_classes)
+    return ThreeChannels(network) if image_channels == 1 else network
+
+
+def count_parameters(network: nn.Module) -> int:
+    """Number of trained numbers."""
+    return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)
+
+
+def to_input(images: Tensor) -> Tensor:
+    """(N, H, W, C) uint8 to (N, C, H, W) float32 in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).to(torch.float32).div(127.5).sub(1.0)
