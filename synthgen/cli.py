@@ -1,0 +1,229 @@
+"""The command line: a verb per stage, the same that dvc.yaml runs, and a few for people.
+
+Owns options, exit status and what is printed; every verb hands over to one function of `synthgen.stages`. Heavy
+libraries are imported inside the verbs, so that `synthgen --help` answers at once.
+"""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+# Waiting threads must sleep: two stages on two cores would otherwise spin against each other.
+os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+
+import typer
+
+from synthgen.errors import SynthgenError
+from synthgen.lifeline import end_with_parent
+
+if TYPE_CHECKING:
+    import torch
+
+    from synthgen.stages.workspace import Workspace
+
+app = typer.Typer(
+    help="Would synthetic images make your classifier better on its scarce classes?",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+Project = Annotated[Path, typer.Option("--project", help="Folder with params.yaml and dvc.yaml.")]
+Fold = Annotated[str, typer.Option("--fold", help="f0, f1, ... or final, as in plan.yaml.")]
+Slug = Annotated[str, typer.Option("--slug", help="Slug of a class, as in plan.yaml.")]
+Arm = Annotated[str, typer.Option("--arm", help="Name of an arm, as in params.yaml.")]
+Device = Annotated[
+    str | None, typer.Option("--device", help="auto, cpu, cuda, cuda:N or mps; default $SYNTHGEN_DEVICE, else auto.")
+]
+Workers = Annotated[int | None, typer.Option("--workers", min=1, help="Processes; default one per core.")]
+
+SMALL_IMAGE = 16
+HERE = Path()
+
+
+def _workspace(project: Path) -> "Workspace":
+    from synthgen.stages.workspace import Workspace
+
+    return Workspace(project.resolve())
+
+
+def _device(name: str | None, workspace: "Workspace") -> "torch.device":
+    small = workspace.config.prepare.image_size <= SMALL_IMAGE  # a missing params.yaml is said before torch is loaded
+
+    import torch
+
+    from synthgen.device import resolve_device
+
+    device = resolve_device(name)
+    if device.type == "cpu" and small:
+        # handing pieces of an 8 px network to a second thread costs more than it saves
+        torch.set_num_threads(1)
+    return device
+
+
+@app.command()
+def plan(
+    project: Project = HERE,
+    reassign: Annotated[bool, typer.Option("--reassign", help="Forget folds.csv and draw all folds again.")] = False,
+) -> None:
+    """Read the raw data; write plan.yaml (scarce classes, targets) and folds.csv."""
+    from rich.console import Console
+
+    from synthgen.stages.plan import run_plan
+    from synthgen.stages.tables import plan_table
+
+    Console().print(plan_table(run_plan(_workspace(project), reassign=reassign)))
+
+
+@app.command()
+def prepare(project: Project = HERE) -> None:
+    """Open and judge every image; write data/prepared/."""
+    from synthgen.stages.prepare import run_prepare
+
+    run_prepare(_workspace(project))
+
+
+@app.command()
+def pretrain(fold: Fold, project: Project = HERE, device: Device = None) -> None:
+    """Train the shared conditional GAN of a fold."""
+    from synthgen.stages.pretrain import run_pretrain
+
+    workspace = _workspace(project)
+    run_pretrain(workspace, fold, _device(device, workspace))
+
+
+@app.command()
+def adapt(fold: Fold, slug: Slug, project: Project = HERE, device: Device = None) -> None:
+    """Fine-tune the shared GAN of a fold to one scarce class."""
+    from synthgen.stages.adapt import run_adapt
+
+    workspace = _workspace(project)
+    run_adapt(workspace, fold, slug, _device(device, workspace))
+
+
+@app.command()
+def scratch(fold: Fold, slug: Slug, project: Project = HERE, device: Device = None) -> None:
+    """Train a GAN on one class alone."""
+    from synthgen.stages.scratch import run_scratch
+
+    workspace = _workspace(project)
+    run_scratch(workspace, fold, slug, _device(device, workspace))
+
+
+@app.command()
+def synthesize(fold: Fold, project: Project = HERE, device: Device = None) -> None:
+    """Make, judge and select labelled synthetic images of a fold."""
+    from synthgen.stages.synthesize import run_synthesize
+
+    workspace = _workspace(project)
+    run_synthesize(workspace, fold, _device(device, workspace))
+
+
+@app.command()
+def assemble(project: Project = HERE) -> None:
+    """Write data/augmented/, the data set that users take."""
+    from synthgen.stages.assemble import run_assemble
+
+    run_assemble(_workspace(project))
+
+
+@app.command()
+def evaluate(arm: Arm, project: Project = HERE, device: Device = None, workers: Workers = None) -> None:
+    """Train and predict one classical arm in every fold."""
+    from synthgen.stages.evaluate import run_evaluate
+
+    workspace = _workspace(project)
+    run_evaluate(workspace, arm, _device(device, workspace), workers)
+
+
+@app.command()
+def challenge(arm: Arm, project: Project = HERE, device: Device = None, workers: Workers = None) -> None:
+    """Train and predict one arm with synthetic images in every fold."""
+    from synthgen.stages.challenge import run_challenge
+
+    workspace = _workspace(project)
+    run_challenge(workspace, arm, _device(device, workspace), workers)
+
+
+@app.command()
+def compare(project: Project = HERE) -> None:
+    """Measure the gain and its interval; write metrics/."""
+    from rich.console import Console
+
+    from synthgen.stages.compare import run_compare, verdict_table
+
+    Console().print(verdict_table(run_compare(_workspace(project))))
+
+
+@app.command()
+def report(project: Project = HERE) -> None:
+    """Write reports/index.html."""
+    from synthgen.stages.report import run_report
+
+    run_report(_workspace(project))
+
+
+@app.command()
+def verdict(project: Project = HERE) -> None:
+    """Print the verdict table of the last run, and where the report lies."""
+    from rich.console import Console
+
+    from synthgen.artifacts import read_json
+    from synthgen.stages.compare import verdict_table
+
+    workspace = _workspace(project)
+    console = Console()
+    console.print(verdict_table(read_json(workspace.metrics / "gain.json")))
+    console.print(f"report: {workspace.reports / 'index.html'}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def sizes(project: Project = HERE) -> None:
+    """Print network sizes and training lengths that params.yaml asks for."""
+    from rich.console import Console
+
+    from synthgen.stages.tables import sizes_table
+
+    Console().print(sizes_table(_workspace(project)))
+
+
+@app.command()
+def export(
+    destination: Annotated[Path, typer.Argument(help="A new or empty folder.")],
+    layout: Annotated[str, typer.Option("--layout", help="imagefolder, webdataset or coco.")] = "imagefolder",
+    project: Project = HERE,
+) -> None:
+    """Write data/augmented/ as image files for tools that want files."""
+    from synthgen.dataset.export import LAYOUTS, export_dataset
+    from synthgen.errors import ConfigError
+
+    if layout not in LAYOUTS:
+        raise ConfigError(f"--layout {layout!r} is not one of {', '.join(LAYOUTS)}")
+    n_images = export_dataset(_workspace(project).augmented, destination, layout)
+    typer.echo(f"{n_images} images in {destination}")
+
+
+def _run(command: Callable[[], None]) -> int:
+    try:
+        command()
+    except SynthgenError as error:
+        typer.echo(f"synthgen: {type(error).__name__}: {error}", err=True)
+        return 1
+    except MemoryError:
+        typer.echo("synthgen: out of memory; lower classifier.batch, pretrain.batch or prepare.image_size", err=True)
+        return 1
+    return 0
+
+
+def main() -> None:
+    """Entry point: errors that a user can act on are one line, status 1; anything else is a bug with its traceback."""
+    end_with_parent()
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    sys.exit(_run(app))
+
+
+if __name__ == "__main__":
+    main()

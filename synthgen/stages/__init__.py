@@ -1,0 +1,1 @@
+"""One module per stage: reads its declared inputs, calls the library, writes its declared outputs."""

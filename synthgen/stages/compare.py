@@ -1,0 +1,305 @@
+"""Stage `compare`: predictions of all arms in; metrics/gain.json, classes.csv, folds.csv and the log of looks out.
+
+Owns reading, pairing and logging. Refuses arms that were measured on different images, an arm whose
+baseline is not the one that its own cross-fitting chose, and a test set that is not the plan's.
+"""
+
+import csv
+import io
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from rich.markup import escape
+from rich.table import Table
+
+from synthgen.artifacts import atomic_file, digest_of, read_json, sha256_bytes, write_json
+from synthgen.classifier.arms import CHALLENGER
+from synthgen.dataset.predictions import AlignedLogits, Predictions, load_predictions
+from synthgen.errors import ArtifactError, MeasurementError
+from synthgen.metrics.choice import choose_arm
+from synthgen.metrics.experiment import Experiment
+from synthgen.metrics.gain import ClassFacts, compare_arms
+from synthgen.metrics.outcomes import ArmFold, measure_arm
+from synthgen.progress import track
+from synthgen.records import Plan
+from synthgen.stages.workspace import Workspace
+
+PROCEDURE_SECTIONS = (
+    "seed",
+    "source",
+    "plan",
+    "prepare",
+    "pretrain",
+    "adapt",
+    "synthesize",
+    "evaluate",
+    "challenge",
+    "compare",
+)
+"""Sections that decide what is compared and how: another value is another procedure, hence another look."""
+
+
+def _checked_parts(arm: str, predictions: Predictions, plan: Plan) -> dict[str, tuple[AlignedLogits, AlignedLogits]]:
+    """fold -> (test, val) of one arm."""
+    if predictions.n_classes != len(plan.slugs):
+        raise ArtifactError(
+            f"data/evaluation/{arm} tells {predictions.n_classes} classes apart, plan.yaml has {len(plan.slugs)}; "
+            "run `dvc repro`"
+        )
+    return {fold: (predictions.aligned(fold, "test"), predictions.aligned(fold, "val")) for fold in plan.measured_folds}
+
+
+def _same_images(first: AlignedLogits, other: AlignedLogits) -> bool:
+    return (
+        np.array_equal(first.sha256, other.sha256)
+        and np.array_equal(first.labels, other.labels)
+        and np.array_equal(first.groups, other.groups)
+        and first.logits.shape == other.logits.shape
+    )
+
+
+def _read_arms(
+    workspace: Workspace, arms: list[str]
+) -> tuple[dict[str, Predictions], dict[str, dict[str, tuple[AlignedLogits, AlignedLogits]]]]:
+    predictions = {arm: load_predictions(workspace.evaluation(arm) / "predictions.parquet") for arm in arms}
+    parts = {arm: _checked_parts(arm, predictions[arm], workspace.plan) for arm in arms}
+    reference = parts[arms[0]]
+    for arm in arms[1:]:
+        for fold in workspace.plan.measured_folds:
+            for name, ours, theirs in zip(("test", "val"), parts[arm][fold], reference[fold], strict=True):
+                if not _same_images(theirs, ours):
+                    raise MeasurementError(
+                        f"arms {arms[0]} and {arm} were measured on different {name} images or numbers of repeats in "
+                        f"fold {fold}; a paired comparison needs the same: run `dvc repro`"
+                    )
+    return predictions, parts
+
+
+def _chosen_arms(workspace: Workspace, predictions: dict[str, Predictions], challengers: list[str]) -> list[str]:
+    """The classical arm chosen in each fold, checked against what the arms built on it recorded."""
+    config, plan = workspace.config, workspace.plan
+    scarce = [plan.classes[slug].label for slug in plan.scarce_slugs]
+    built = {arm: read_json(workspace.evaluation(arm) / "arm.json") for arm in challengers if arm.startswith("best+")}
+    chosen = []
+    for fold in plan.measured_folds:
+        candidates = {arm: predictions[arm].selection(fold) for arm in config.evaluate.arms}
+        best, _ = choose_arm(candidates, config.challenge.choice, scarce)
+        for arm, record in built.items():
+            theirs = record.get("folds", {}).get(fold, {}).get("arm")
+            if theirs != best:
+                raise MeasurementError(
+                    f"in fold {fold} {arm} was built on {theirs!r}, but cross-fitting chooses {best!r}; its "
+                    "predictions are older than those of the classical arms: run `dvc repro` for both"
+                )
+        chosen.append(best)
+    return chosen
+
+
+def _training_groups(plan: Plan, val_parts: list[AlignedLogits]) -> NDArray[np.float64]:
+    """(K,) mean number of groups per class that a fold trains on: what neither tests nor validates.
+
+    Over J folds every pool group is tested once, so a fold tests 1/J of them; test-only surplus is not in
+    the plan's counts.
+    """
+    n_folds = len(plan.measured_folds)
+    counts = []
+    for slug in plan.slugs:
+        label = plan.classes[slug].label
+        validated = np.mean([len(np.unique(part.groups[part.labels == label])) for part in val_parts])
+        counts.append(max(plan.classes[slug].groups * (1 - 1 / n_folds) - float(validated), 1 / n_folds))
+    return np.asarray(counts)
+
+
+def _test_digest(test_parts: list[AlignedLogits]) -> str:
+    """sha256 over the distinct (pixels, label) of all test rows, sorted."""
+    rows = {
+        f"{sha} {label}"
+        for part in test_parts
+        for sha, label in zip(part.sha256.tolist(), part.labels.tolist(), strict=True)
+    }
+    return sha256_bytes("\n".join(sorted(rows)).encode())
+
+
+def log_look(workspace: Workspace, test_digest: str, procedure_digest: str) -> int:
+    """Number of this look at these test images, from 1; a procedure that looked before keeps its number.
+
+    Raises:
+        ArtifactError: metrics/looks.json is damaged or cannot be written.
+    """
+    path = workspace.metrics / "looks.json"
+    looks = read_json(path) if path.exists() else {}
+    known = looks.get(test_digest, []) if isinstance(looks, dict) else None
+    if not isinstance(known, list):
+        raise ArtifactError(f"{path} is not the log of looks; restore it with `git checkout {path.name}` in metrics/")
+    if procedure_digest not in known:
+        write_json(path, {**looks, test_digest: [*known, procedure_digest]})
+        return len(known) + 1
+    return known.index(procedure_digest) + 1
+
+
+def _procedure_digest(workspace: Workspace, arms: list[str]) -> str:
+    config = workspace.config.model_dump(mode="json")
+    return digest_of(
+        {
+            "arms": {arm: read_json(workspace.evaluation(arm) / "arm.json") for arm in arms},
+            "config": {section: config[section] for section in PROCEDURE_SECTIONS},
+            "versions": {part: number for part, number in workspace.plan.versions.items() if part != "report"},
+        }
+    )
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None or not np.isfinite(value) else f"{value:.6f}"
+
+
+def _classes_csv(record: dict[str, Any]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["arm", "slug", "scarce", "recall", "precision", "auc", "average_precision"])
+    for arm, values in record["arms"].items():
+        for slug, facts in record["data"]["classes"].items():
+            numbers = [_number(values[name][slug]) for name in ("recall", "precision", "auc", "average_precision")]
+            writer.writerow([arm, slug, str(facts["scarce"]).lower(), *numbers])
+    return stream.getvalue()
+
+
+def _folds_csv(plan: Plan, record: dict[str, Any], by_fold: NDArray[np.float64]) -> str:
+    stream = io.StringIO()
+    writer = csv.writer(stream, lineterminator="\n")
+    writer.writerow(["fold", "slug", "baseline", "challenger", "gain"])
+    for fold, row in zip(plan.measured_folds, by_fold, strict=True):
+        for slug in plan.slugs:
+            gain = _number(float(row[plan.classes[slug].label]))
+            writer.writerow([fold, slug, record["chosen"][fold], record["challenger"], gain])
+    return stream.getvalue()
+
+
+def _build_experiment(
+    plan: Plan,
+    parts: dict[str, dict[str, tuple[AlignedLogits, AlignedLogits]]],
+    *,
+    classical: list[str],
+    chosen: list[str],
+    challenger: str,
+) -> Experiment:
+    first = next(iter(parts.values()))
+    test_parts = [first[fold][0] for fold in plan.measured_folds]
+    outcomes = {}
+    for arm, folds in track(parts.items(), "compare: arms", len(parts)):
+        pairs = [folds[fold] for fold in plan.measured_folds]
+        outcomes[arm] = measure_arm(
+            [ArmFold(test.labels, test.groups, test.logits, val.labels, val.groups, val.logits) for test, val in pairs]
+        )
+    return Experiment(
+        mode=plan.mode,
+        folds=plan.measured_folds,
+        labels=[part.labels for part in test_parts],
+        groups=[part.groups for part in test_parts],
+        n_classes=len(plan.slugs),
+        scarce=sorted(plan.classes[slug].label for slug in plan.scarce_slugs),
+        train_groups=_training_groups(plan, [first[fold][1] for fold in plan.measured_folds]),
+        outcomes=outcomes,
+        classical=classical,
+        chosen=chosen,
+        challenger=challenger,
+    )
+
+
+def run_compare(workspace: Workspace) -> dict[str, Any]:
+    """Compares all arms and writes metrics/.
+
+    Returns:
+        The contents of metrics/gain.json.
+
+    Raises:
+        ArtifactError: a file of an earlier stage is missing or damaged.
+        MeasurementError: arms that cannot be compared.
+    """
+    config, plan = workspace.config, workspace.plan
+    challengers = list(dict.fromkeys(config.challenge.arms))
+    classical = list(dict.fromkeys(config.evaluate.arms))
+    if not challengers or not plan.scarce_slugs:
+        raise MeasurementError(
+            "there is nothing to compare: challenge.arms is empty or plan.yaml has no scarce class; "
+            "name an arm in challenge.arms, or classes in plan.scarce"
+        )
+    arms = [*classical, *(arm for arm in challengers if arm not in classical)]
+    predictions, parts = _read_arms(workspace, arms)
+    test_parts = [parts[arms[0]][fold][0] for fold in plan.measured_folds]
+    test_digest = _test_digest(test_parts)
+    experiment = _build_experiment(
+        plan,
+        parts,
+        classical=classical,
+        chosen=_chosen_arms(workspace, predictions, challengers),
+        challenger=CHALLENGER if CHALLENGER in challengers else challengers[0],
+    )
+    summary = read_json(workspace.prepared / "summary.json")
+    record, gains = compare_arms(
+        experiment,
+        [
+            ClassFacts(slug, plan.classes[slug].class_name, plan.classes[slug].images, plan.classes[slug].groups)
+            for slug in plan.slugs
+        ],
+        n_images=int(summary["n_images"]),
+        n_groups=int(summary["n_groups"]),
+        rules=config.compare,
+        digest=test_digest,
+    )
+    look = log_look(workspace, test_digest, _procedure_digest(workspace, arms))
+    record["n_repeats"] = int(test_parts[0].logits.shape[0])
+    record["looks"] = {"test_digest": test_digest, "look": look, "exploratory": look > 1}
+    with atomic_file(workspace.metrics / "classes.csv") as temporary:
+        temporary.write_text(_classes_csv(record), encoding="utf-8")
+    with atomic_file(workspace.metrics / "folds.csv") as temporary:
+        temporary.write_text(_folds_csv(plan, record, gains.by_fold), encoding="utf-8")
+    write_json(workspace.metrics / "gain.json", record)
+    return record
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _gain_text(name: str, entry: dict[str, Any]) -> str:
+    gain = entry["recall"]
+    mean = "-" if gain["mean"] is None else f"{100 * gain['mean']:+.1f}"
+    return f"{escape(name)}: {mean} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
+
+
+def verdict_table(gain: dict[str, Any]) -> Table:
+    """The table that `make run` ends with: a row per arm, percent, gains at the challenger's row.
+
+    Args:
+        gain: contents of metrics/gain.json.
+    """
+    classes = gain["data"]["classes"]
+    scarce = [slug for slug, facts in classes.items() if facts["scarce"]]
+    confidence = f"{100 * gain['confidence']:g} %"
+    title = f"{gain['verdict']} ({gain['claim']})"
+    if gain["looks"]["exploratory"]:
+        title += f" Exploratory: look {gain['looks']['look']} at these test images."
+    table = Table(title=escape(title), title_justify="left")
+    table.add_column("arm", overflow="fold")
+    table.add_column("balanced accuracy", justify="right")
+    for slug in scarce:
+        table.add_column(f"recall {escape(classes[slug]['class_name'])}", justify="right")
+    table.add_column(f"gain in recall, points [{confidence}]")
+    table.add_column("verdict")
+    for arm, values in gain["arms"].items():
+        n_chosen = sum(chosen == arm for chosen in gain["chosen"].values())
+        name = escape(arm) + (f" (baseline in {n_chosen} of {gain['n_folds']})" if n_chosen else "")
+        gains, verdicts = "", ""
+        if arm == gain["challenger"]:
+            gains = "\n".join(_gain_text(classes[slug]["class_name"], gain["gain"][slug]) for slug in scarce)
+            verdicts = "\n".join(gain["gain"][slug]["verdict"] for slug in scarce)
+        table.add_row(
+            name,
+            _percent(values["balanced_accuracy"]),
+            *(_percent(values["recall"][slug]) for slug in scarce),
+            gains,
+            verdicts,
+            end_section=arm == gain["challenger"],
+        )
+    return table

@@ -1,0 +1,45 @@
+"""`synthgen evaluate --arm ARM`: one classical arm in every fold and repeat, and cross-fitted inside each fold.
+
+Reads the prepared data alone, so that a new generator never re-runs a classical arm. Writes `data/evaluation/ARM/`.
+"""
+
+import torch
+
+from synthgen.artifacts import atomic_folder, write_json
+from synthgen.classifier.arms import classical_arm
+from synthgen.classifier.jobs import fold_jobs, run_jobs, worker_count
+from synthgen.dataset.predictions import save_predictions
+from synthgen.dataset.prepared import load_prepared
+from synthgen.stages.training_context import build_context
+from synthgen.stages.workspace import Workspace
+
+SCHEMA = 1
+
+
+def run_evaluate(workspace: Workspace, arm_name: str, device: torch.device, n_workers: int | None = None) -> None:
+    """Trains and predicts one classical arm.
+
+    Raises:
+        ConfigError: no such arm.
+        TrainingError: see `train_classifier`.
+    """
+    arm = classical_arm(arm_name)
+    section = workspace.config.evaluate
+    workers = worker_count(n_workers)
+    data = load_prepared(workspace.prepared)
+    context = build_context(workspace, data, [arm], {}, device=device, n_workers=workers)
+    folds = workspace.plan.measured_folds
+    jobs = [job for fold in folds for job in fold_jobs(data, arm, fold, section.repeats, section.crossfit)]
+    predictions = run_jobs(jobs, context, n_workers=workers, description=f"evaluate {arm_name}")
+    with atomic_folder(workspace.evaluation(arm_name)) as partial:
+        save_predictions(partial / "predictions.parquet", predictions)
+        write_json(
+            partial / "arm.json",
+            {
+                "schema": SCHEMA,
+                "arm": arm_name,
+                "description": arm.description,
+                "folds": {fold: {"arm": arm_name} for fold in folds},
+                "repeats": section.repeats,
+            },
+        )

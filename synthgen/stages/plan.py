@@ -1,0 +1,188 @@
+"""`synthgen plan`: which classes are scarce, what is made for them, and which fold tests which image.
+
+Owns plan.yaml and folds.csv. A class is scarce if it has fewer pool images than `plan.scarce_below` times the
+median over classes, or if the user lists it. Refuses to touch files whose content would not change.
+"""
+
+from collections import Counter, defaultdict
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+
+from synthgen.artifacts import atomic_file
+from synthgen.config import PlanSection
+from synthgen.dataset.folds import KnownImage, format_folds, read_folds
+from synthgen.dataset.scarcity import nearest_name
+from synthgen.errors import ConfigError, PlanError
+from synthgen.records import FINAL, PLAN_COMMAND, ClassPlan, Plan, load_plan, save_plan
+from synthgen.stages.survey import Survey, count_groups, count_images, scratch_folder, survey_source
+from synthgen.stages.workspace import Workspace
+from synthgen.versions import VERSIONS
+
+PLAN_VERSION = 1
+
+
+def run_plan(workspace: Workspace, *, reassign: bool = False) -> Plan:
+    """Scans the raw data and writes plan.yaml and folds.csv; unchanged files keep their bytes and their time.
+
+    Args:
+        workspace: the project.
+        reassign: forget folds.csv and draw all folds again.
+    Returns:
+        The plan as written.
+    Raises:
+        SynthgenError: see `survey_source`, `build_plan`.
+        PlanError: folds.csv is damaged or was drawn for another number of folds.
+    """
+    config = workspace.config
+    previous = {} if reassign else known_images(workspace)
+    with scratch_folder(workspace.root) as scratch:
+        survey = survey_source(config, workspace.root, previous, scratch)
+        plan = build_plan(config.plan, survey)
+        table = format_folds(survey.known)
+    if not _is_written(workspace.plan_file, plan):
+        save_plan(workspace.plan_file, plan)
+    if not workspace.folds_file.exists() or workspace.folds_file.read_text(encoding="utf-8") != table:
+        with atomic_file(workspace.folds_file) as temporary:
+            temporary.write_text(table, encoding="utf-8")
+    return plan
+
+
+def known_images(workspace: Workspace) -> dict[str, KnownImage]:
+    """What folds.csv remembers, checked against the number of folds in params.yaml.
+
+    Raises:
+        PlanError: folds.csv is damaged, or was drawn for another number of folds than params.yaml has.
+    """
+    previous = read_folds(workspace.folds_file)
+    if previous and workspace.plan_file.exists():
+        n_drawn = _folds_drawn(workspace.plan_file)
+        if n_drawn not in (None, workspace.config.plan.folds):
+            raise PlanError(
+                f"plan.folds is {workspace.config.plan.folds}, but folds.csv was drawn for {n_drawn} folds; set it "
+                f"back, or draw all folds again with `{PLAN_COMMAND} --reassign` (results are then not comparable)"
+            )
+    return previous
+
+
+def _folds_drawn(path: Path) -> int | None:
+    """Number of folds in plan.yaml; None if it is damaged or of an older form, for it is about to be written again."""
+    try:
+        return len(load_plan(path).measured_folds)
+    except (PlanError, ConfigError):
+        return None
+
+
+def _is_written(path: Path, plan: Plan) -> bool:
+    try:
+        return path.exists() and load_plan(path) == plan
+    except (PlanError, ConfigError):
+        return False
+
+
+def build_plan(section: PlanSection, survey: Survey) -> Plan:
+    """The plan for what the survey found.
+
+    Args:
+        section: params.yaml, `plan`.
+        survey: scanned and grouped images.
+    Raises:
+        ConfigError: `section.scarce` names a class that does not exist.
+    """
+    images = count_images(survey).get("pool", Counter())
+    groups = count_groups(survey).get("pool", Counter())
+    counts = {name: images[name] for name in survey.class_names}
+    scarce = choose_scarce(section, counts)
+    least = _least_training_images(section.folds, survey)
+    served = [name for name in survey.class_names if least[name] >= section.min_train_images]
+    target = target_count(section, {name: counts[name] for name in served}, scarce)
+    classes = {}
+    for label, name in enumerate(survey.class_names):
+        classes[survey.slugs[name]] = ClassPlan(
+            class_name=name,
+            label=label,
+            images=counts[name],
+            groups=groups[name],
+            scarce=name in scarce,
+            target=target if name in served else 0,
+            generator=_generator(section, own=name in scarce and name in served),
+        )
+    folds = [f"f{j}" for j in range(section.folds)] + [FINAL]
+    scratch = section.strategy == "scratch"
+    served_slugs = [slug for slug, entry in classes.items() if entry.target > 0]
+    return Plan(
+        version=PLAN_VERSION,
+        mode="frozen" if survey.frozen else "folds",
+        strategy=section.strategy,
+        folds=folds,
+        pretrain_folds=[] if scratch else folds,
+        adapt_slugs=[slug for slug, entry in classes.items() if entry.generator == "adapted"],
+        scratch_slugs=served_slugs if scratch else [],
+        targets={slug: entry.target for slug, entry in classes.items()},
+        versions=dict(VERSIONS),
+        classes=classes,
+    )
+
+
+def _generator(section: PlanSection, *, own: bool) -> Literal["adapted", "shared", "scratch"]:
+    if section.strategy == "adapted":
+        return "adapted" if own else "shared"
+    return section.strategy
+
+
+def choose_scarce(section: PlanSection, counts: Mapping[str, int]) -> list[str]:
+    """Names of the scarce classes, in the order of `counts`.
+
+    The user's list if there is one, else the classes with fewer images than `scarce_below` times the median class.
+
+    Raises:
+        ConfigError: the list names a class that does not exist; names the nearest one.
+    """
+    if section.scarce is None:
+        limit = section.scarce_below * float(np.median(list(counts.values())))
+        return [name for name, count in counts.items() if count < limit]
+    for name in section.scarce:
+        if name not in counts:
+            raise ConfigError(f"plan.scarce: class {name!r} does not exist{nearest_name(name, list(counts))}")
+    return [name for name in counts if name in section.scarce]
+
+
+def target_count(section: PlanSection, counts: Mapping[str, int], scarce: list[str]) -> int:
+    """How many synthetic images each class gets: one number for all, so that origin cannot tell the label.
+
+    `median`: the largest deficit of a scarce class against the median of the plentiful ones, and at least the
+    number of real images in the smallest class, so that there is something to measure where nothing is scarce.
+
+    Args:
+        section: params.yaml, `plan`.
+        counts: class name -> pool images, of the classes that get synthetic images.
+        scarce: names of the scarce classes.
+    """
+    if not counts:
+        return 0
+    if section.target != "median":
+        return section.target
+    plentiful = [count for name, count in counts.items() if name not in scarce]
+    level = int(np.median(plentiful if plentiful else list(counts.values())))
+    deficits = [level - count for name, count in counts.items() if name in scarce]
+    return max([min(counts.values()), *deficits])
+
+
+def _least_training_images(n_folds: int, survey: Survey) -> dict[str, int]:
+    """Class name -> training images in the measured fold that has the fewest."""
+    by_fold: dict[str, Counter[int]] = defaultdict(Counter)
+    for name, role, fold in zip(survey.column(survey.scan.class_names), survey.roles, survey.folds, strict=True):
+        if role == "pool":
+            by_fold[name][int(fold)] += 1
+    own_val = "val" in survey.roles
+    least = {}
+    for name in survey.class_names:
+        counts = by_fold[name]
+        held_out = [
+            (0 if own_val else counts[j]) if survey.frozen else counts[j] + counts[(j + 1) % n_folds]
+            for j in range(n_folds)
+        ]
+        least[name] = sum(counts.values()) - max(held_out)
+    return least

@@ -1,0 +1,225 @@
+"""`synthgen report`: reports/index.html, the page that says whether synthetic images helped.
+
+Owns reading what the stages before it wrote, and the cost in images and steps. Refuses nothing but damaged inputs:
+what a strategy does not have (adapted generators, a `shared` pool) is left out of the page.
+
+Reads of params.yaml: `report`, `classifier`, `synthesize.teacher_steps`, `evaluate.crossfit` and `challenge`.
+"""
+
+import csv
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from synthgen.artifacts import atomic_file, read_json
+from synthgen.config import Config
+from synthgen.dataset.acceptance import Acceptance, read_acceptance
+from synthgen.dataset.prepared import PreparedData, load_prepared
+from synthgen.dataset.shards import count_rows, read_rows
+from synthgen.errors import ArtifactError
+from synthgen.progress import track
+from synthgen.records import FINAL, Plan
+from synthgen.report.grids import evenly_spaced, example_grid
+from synthgen.report.page import (
+    ArmChoice,
+    ClassExamples,
+    CostRow,
+    FoldGain,
+    ModelHistory,
+    ReportContent,
+    render_page,
+)
+from synthgen.report.wording import count
+from synthgen.stages.workspace import Workspace
+
+GAIN_SCHEMA = 1
+GRID_COLUMNS = 6
+MAX_CSV_FIELD = 10_000_000
+HISTORY_COLUMNS = ("kimg", "d_loss", "g_loss", "r1", "r2", "d_real", "d_fake")
+
+
+def run_report(workspace: Workspace) -> None:
+    """Writes reports/index.html; equal inputs give equal bytes.
+
+    Raises:
+        ArtifactError: metrics/gain.json or data/prepared is missing, or an input is damaged.
+    """
+    page = render_page(collect_content(workspace))
+    with atomic_file(workspace.reports / "index.html") as temporary:
+        temporary.write_text(page, encoding="utf-8")
+
+
+def collect_content(workspace: Workspace) -> ReportContent:
+    """Reads everything that the page shows.
+
+    Raises:
+        ArtifactError: see `run_report`.
+    """
+    config, plan = workspace.config, workspace.plan
+    gain = _read_gain(workspace.metrics / "gain.json")
+    acceptance_file = workspace.synthetic(FINAL) / "acceptance.json"
+    acceptance = read_acceptance(acceptance_file) if acceptance_file.exists() else {}
+    histories, record = _histories(workspace), _arm_record(workspace, gain)
+    return ReportContent(
+        title=config.report.title,
+        gain=gain,
+        plan=plan,
+        summary=read_json(workspace.prepared / "summary.json"),
+        quarantine=_read_csv(workspace.prepared / "quarantine.csv", ("source", "reason", "detail")),
+        folds=_read_folds(workspace.metrics / "folds.csv"),
+        acceptance=acceptance,
+        examples=_examples(workspace, load_prepared(workspace.prepared), config.report.n_examples),
+        histories=histories,
+        choices=_choices(record, gain),
+        costs=cost_rows(config, plan, gain, histories, acceptance),
+        share=float(record.get("share", config.challenge.share)),
+    )
+
+
+def _read_gain(path: Path) -> dict[str, Any]:
+    gain = read_json(path)
+    needed = ("challenger", "claim", "mode", "data", "arms", "gain", "looks", "n_folds", "n_repeats", "confidence")
+    if not isinstance(gain, dict) or gain.get("schema") != GAIN_SCHEMA or any(key not in gain for key in needed):
+        found = gain.get("schema") if isinstance(gain, dict) else type(gain).__name__
+        raise ArtifactError(
+            f"{path} has schema {found!r}, not {GAIN_SCHEMA}, or lacks a part of it; run `dvc repro compare`"
+        )
+    return gain
+
+
+def _read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+    csv.field_size_limit(MAX_CSV_FIELD)
+    try:
+        with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
+            rows = list(csv.DictReader(stream, restval=""))
+    except FileNotFoundError as error:
+        raise ArtifactError(f"{path} is missing; run the stage that writes it (dvc repro)") from error
+    except (OSError, csv.Error) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); run the stage that writes it again") from error
+    if rows and any(name not in rows[0] for name in columns):
+        raise ArtifactError(f"{path} lacks one of the columns {', '.join(columns)}; run the stage that writes it again")
+    return [{name: row[name] for name in columns} for row in rows]
+
+
+def _float(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
+
+
+def _read_folds(path: Path) -> list[FoldGain]:
+    if not path.exists():
+        return []
+    return [
+        FoldGain(row["fold"], row["slug"], _float(row["gain"])) for row in _read_csv(path, ("fold", "slug", "gain"))
+    ]
+
+
+def _examples(workspace: Workspace, data: PreparedData, n_wanted: int) -> list[ClassExamples]:
+    plan = workspace.plan
+    train = data.split(FINAL).train
+    examples = []
+    for slug in track(plan.slugs, "report: examples", len(plan.slugs)):
+        rows = train[data.labels[train] == plan.classes[slug].label]
+        real = data.verified(rows[evenly_spaced(len(rows), n_wanted)])
+        shard = workspace.synthetic(FINAL) / f"{slug}.parquet"
+        synthetic: NDArray[np.uint8] = real[:0]
+        if shard.exists():
+            synthetic = read_rows(shard, evenly_spaced(count_rows(shard), n_wanted))
+        examples.append(ClassExamples(slug, example_grid(real, GRID_COLUMNS), example_grid(synthetic, GRID_COLUMNS)))
+    return examples
+
+
+def _histories(workspace: Workspace) -> list[ModelHistory]:
+    """Training curves of every GAN of the release: the shared one first, then single classes in label order."""
+    models = workspace.shared_model(FINAL).parent
+    histories = []
+    for kind in ("shared", "adapted", "scratch"):
+        for slug in [None] if kind == "shared" else workspace.plan.slugs:
+            path = models / (kind if slug is None else f"{kind}-{slug}") / "history.csv"
+            if not path.exists():
+                continue
+            rows = _read_csv(path, HISTORY_COLUMNS)
+            columns = {name: [_float(row[name]) for row in rows] for name in HISTORY_COLUMNS}
+            histories.append(ModelHistory(kind, slug, columns))
+    return histories
+
+
+def _arm_record(workspace: Workspace, gain: Mapping[str, Any]) -> dict[str, Any]:
+    path = workspace.evaluation(str(gain["challenger"])) / "arm.json"
+    record = read_json(path) if path.exists() else {}
+    return record if isinstance(record, dict) else {}
+
+
+def _choices(record: Mapping[str, Any], gain: Mapping[str, Any]) -> list[ArmChoice]:
+    """The chosen arm of each fold, from gain.json, with the scores that arm.json of the challenger holds."""
+    folds = record.get("folds", {})
+    return [
+        ArmChoice(fold, str(chosen), _scores(folds.get(fold, {}))) for fold, chosen in gain.get("chosen", {}).items()
+    ]
+
+
+def _scores(entry: Any) -> dict[str, float]:
+    scores = entry.get("scores", {}) if isinstance(entry, dict) else {}
+    return {str(arm): float(score) for arm, score in scores.items() if isinstance(score, int | float)}
+
+
+def cost_rows(
+    config: Config,
+    plan: Plan,
+    gain: Mapping[str, Any],
+    histories: Sequence[ModelHistory],
+    acceptance: Mapping[str, Acceptance],
+) -> list[CostRow]:
+    """What the run costs in images shown and optimizer steps: the same on every machine."""
+    rows = _gan_costs(plan, histories)
+    if acceptance:
+        drawn = sum(entry.candidates for entry in acceptance.values())
+        rows.append(CostRow("drawing candidates for the release", "", "", f"{count(drawn)} images"))
+    n_folds, n_measured, repeats = len(plan.folds), len(plan.measured_folds), gain["n_repeats"]
+    teacher = config.synthesize.teacher_steps
+    rows.append(
+        CostRow(
+            "training the teacher that selects",
+            f"{count(teacher)} steps",
+            f"{n_folds} folds",
+            f"{count(teacher * n_folds)} steps",
+        )
+    )
+    steps = config.classifier.steps
+    each = f"{count(steps)} steps × {count(config.classifier.batch)} images"
+    challengers = {gain["challenger"], *gain.get("beside", {})}
+    n_classical = len(set(gain["arms"]) - challengers)
+    for what, n_arms in (("classical arms", n_classical), ("arms with synthetic images", len(challengers))):
+        times = f"{n_arms} arms × {n_measured} folds × {repeats} repeats"
+        total = f"{count(steps * n_arms * n_measured * repeats)} steps"
+        rows.append(CostRow(f"training classifiers, {what}", each, times, total))
+    if config.evaluate.crossfit:
+        n_parts = n_measured if plan.mode == "frozen" else n_measured - 1
+        times = f"{n_classical} arms × {n_measured} folds × {n_parts} parts"
+        total = f"{count(steps * n_classical * n_measured * n_parts)} steps"
+        rows.append(CostRow("cross-fitting, to choose the classical arm", each, times, total))
+    return rows
+
+
+def _gan_costs(plan: Plan, histories: Sequence[ModelHistory]) -> list[CostRow]:
+    words = {
+        "shared": "training the shared GAN",
+        "adapted": "adapting GANs to single classes",
+        "scratch": "training GANs of single classes",
+    }
+    rows = []
+    for kind, what in words.items():
+        shown = [max(h.columns["kimg"]) for h in histories if h.kind == kind and h.columns["kimg"]]
+        if shown:
+            # Every fold trains as long as `final`, whose histories these are.
+            n_folds = len(plan.folds)
+            each = f"{shown[0]:g} kimg" if min(shown) == max(shown) else f"{min(shown):g} to {max(shown):g} kimg"
+            times = f"{n_folds} folds" if kind == "shared" else f"{len(shown)} classes × {n_folds} folds"
+            rows.append(CostRow(what, each, times, f"{count(sum(shown) * n_folds)} kimg"))
+    return rows

@@ -1,0 +1,111 @@
+from html.parser import HTMLParser
+from typing import Any
+
+import pytest
+
+from synthgen.artifacts import read_json, sha256_file, write_json
+from synthgen.errors import ArtifactError
+from synthgen.records import FINAL
+from synthgen.stages.report import collect_content, run_report
+
+
+class Collector(HTMLParser):
+    def __init__(self) -> None:
+        super().__init__()
+        self.tags: list[str] = []
+        self.attributes: set[str] = set()
+        self.text: list[str] = []
+        self.images: list[str] = []
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        self.tags.append(tag)
+        self.attributes |= {name for name, _ in attrs}
+        if tag == "img":
+            self.images.append(dict(attrs)["src"] or "")
+
+    def handle_data(self, data: str) -> None:
+        self.text.append(data)
+
+
+def parse(run: Any) -> tuple[Collector, str]:
+    page = (run.workspace.reports / "index.html").read_text(encoding="utf-8")
+    collector = Collector()
+    collector.feed(page)
+    return collector, " ".join("".join(collector.text).split())
+
+
+def test_the_page_says_what_was_measured(finished_run: Any) -> None:
+    run_report(finished_run.workspace)
+    collector, text = parse(finished_run)
+    for fact in (
+        "Perhaps.",
+        "+4.0 (+1.0 to +7.0) points",
+        "Exploratory.",
+        "The scarcity is simulated.",
+        "3 bytes, 'missing'",
+        "best classical in 2 of 2 folds",
+        "73.6 %",
+        "2 arms × 2 folds × 2 repeats",
+    ):
+        assert fact in text, fact
+    assert len(collector.images) == 4
+    assert all(source.startswith("data:image/png;base64,") for source in collector.images)
+
+
+def test_hostile_names_stay_text(finished_run: Any) -> None:
+    run_report(finished_run.workspace)
+    collector, text = parse(finished_run)
+    assert "script" not in collector.tags
+    assert not any(name.startswith("on") for name in collector.attributes)
+    assert "{{7*7}}" in text
+    assert "\u202e" not in text
+
+
+def test_equal_inputs_give_equal_bytes(finished_run: Any) -> None:
+    page = finished_run.workspace.reports / "index.html"
+    run_report(finished_run.workspace)
+    first = sha256_file(page)
+    run_report(finished_run.workspace)
+    assert sha256_file(page) == first
+    assert str(finished_run.workspace.root) not in page.read_text(encoding="utf-8")
+
+
+def test_costs_multiply(finished_run: Any) -> None:
+    costs = {row.what: row.total for row in collect_content(finished_run.workspace).costs}
+    steps = finished_run.workspace.config.classifier.steps
+    assert costs["training the shared GAN"] == "24 kimg"  # 8 kimg in 3 folds
+    assert costs["adapting GANs to single classes"] == "24 kimg"
+    assert costs["training classifiers, classical arms"].replace("\u202f", "") == f"{steps * 2 * 2 * 2} steps"
+    assert costs["cross-fitting, to choose the classical arm"].replace("\u202f", "") == f"{steps * 2 * 2 * 1} steps"
+
+
+def test_what_a_strategy_does_not_have_is_left_out(finished_run: Any) -> None:
+    workspace = finished_run.workspace
+    for path in (
+        workspace.synthetic(FINAL) / "acceptance.json",
+        workspace.synthetic(FINAL) / "dog.parquet",
+        workspace.metrics / "folds.csv",
+        workspace.evaluation("best+synthetic") / "arm.json",
+        workspace.shared_model(FINAL) / "history.csv",
+        workspace.adapted_model(FINAL, "dog") / "history.csv",
+    ):
+        path.unlink()
+    gain = read_json(workspace.metrics / "gain.json")
+    gain["beside"] = {}
+    write_json(workspace.metrics / "gain.json", gain)
+    run_report(workspace)
+    _, text = parse(finished_run)
+    assert "none was accepted" in text
+    assert "Training of the generators" not in text
+    assert "Which synthetic images were kept" not in text
+
+
+def test_missing_or_other_inputs_are_named(finished_run: Any) -> None:
+    path = finished_run.workspace.metrics / "gain.json"
+    write_json(path, {"schema": 2})
+    with pytest.raises(ArtifactError, match="schema 2"):
+        run_report(finished_run.workspace)
+    path.unlink()
+    with pytest.raises(ArtifactError, match=r"gain\.json is missing"):
+        run_report(finished_run.workspace)
+    assert not finished_run.workspace.reports.exists()

@@ -1,0 +1,229 @@
+"""All stages, one after the other, on digits made small: what each writes is what the next one reads."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from synthgen.artifacts import read_json
+from synthgen.dataset.predictions import load_predictions
+from synthgen.dataset.prepared import load_prepared
+from synthgen.dataset.shards import read_images
+from synthgen.errors import ArtifactError, ConfigError, LeakError
+from synthgen.gan.checkpoint import load_gan
+from synthgen.gan.sampling import sample_batch
+from synthgen.stages.adapt import run_adapt
+from synthgen.stages.assemble import run_assemble
+from synthgen.stages.challenge import run_challenge
+from synthgen.stages.compare import run_compare
+from synthgen.stages.evaluate import run_evaluate
+from synthgen.stages.plan import run_plan
+from synthgen.stages.prepare import run_prepare
+from synthgen.stages.pretrain import run_pretrain
+from synthgen.stages.report import run_report
+from synthgen.stages.scratch import run_scratch
+from synthgen.stages.synthesize import run_synthesize
+from synthgen.stages.workspace import Workspace
+
+CPU = torch.device("cpu")
+PARAMS = """
+seed: 3
+source: {type: digits, simulate_scarcity: {keep: {"3": 15, "8": 15}, surplus: test}}
+plan: {folds: 3, target: 20, strategy: STRATEGY}
+prepare: {image_size: 8, channels: 1}
+classifier: {width: 8, steps: 30, batch: 32}
+pretrain: {kimg: 2.0, batch: 32, tick_kimg: 1.0, ema: 0.9, network: {channels: 8}}
+adapt: {kimg: 0.3}
+scratch: {kimg: 0.3}
+synthesize: {min_agreement: 0.0, teacher_steps: 30, batch: 16}
+evaluate: {arms: [balanced, classical], repeats: 2, crossfit: true}
+challenge: {arms: [best+synthetic, best+shared]}
+"""
+
+
+def _workspace(folder: Path, strategy: str = "adapted") -> Workspace:
+    (folder / "data" / "raw").mkdir(parents=True)
+    (folder / "params.yaml").write_text(PARAMS.replace("STRATEGY", strategy))
+    return Workspace(folder)
+
+
+def _train_and_judge(workspace: Workspace) -> None:
+    for arm in workspace.config.evaluate.arms:
+        run_evaluate(workspace, arm, CPU, n_workers=1)
+    for arm in workspace.config.challenge.arms:
+        run_challenge(workspace, arm, CPU, n_workers=1)
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
+    workspace = _workspace(tmp_path_factory.mktemp("digits"))
+    plan = run_plan(workspace)
+    run_prepare(workspace)
+    for fold in plan.folds:
+        run_pretrain(workspace, fold, CPU)
+        for slug in plan.adapt_slugs:
+            run_adapt(workspace, fold, slug, CPU)
+        run_synthesize(workspace, fold, CPU)
+    run_assemble(workspace)
+    _train_and_judge(workspace)
+    run_compare(workspace)
+    run_report(workspace)
+    return workspace
+
+
+def test_the_scarce_classes_are_found_and_get_generators_of_their_own(finished: Workspace) -> None:
+    assert finished.plan.scarce_slugs == finished.plan.adapt_slugs == ["3", "8"]
+    about = read_json(finished.adapted_model("f0", "3") / "model.json")
+    assert about["kind"] == "adapted"
+    assert about["started_from"] == read_json(finished.shared_model("f0") / "model.json")["generator_digest"]
+
+
+def test_generators_and_teacher_saw_training_images_alone(finished: Workspace) -> None:
+    data = load_prepared(finished.prepared)
+    for fold in finished.plan.measured_folds:
+        split = data.split(fold)
+        held_out = set(data.sha256[split.test]) | set(data.sha256[split.val])
+        for folder in (finished.shared_model(fold), finished.adapted_model(fold, "8")):
+            seen = set(read_json(folder / "trained_on.json"))
+            assert seen == set(data.sha256[split.train])
+            assert not seen & held_out
+
+
+def test_every_synthetic_image_can_be_made_again_from_digest_and_seed(finished: Workspace) -> None:
+    batch = finished.config.synthesize.batch
+    for slug in ("3", "0"):
+        shard = read_images(
+            finished.synthetic("f0") / f"{slug}.parquet", columns=["seed", "position", "generator_digest"]
+        )
+        gan = load_gan(finished.model_of("f0", slug), CPU)
+        assert set(shard.columns["generator_digest"]) == {gan.digest}
+        for i in (0, len(shard.images) - 1):
+            again = sample_batch(
+                gan.generator,
+                finished.plan.classes[slug].label,
+                int(shard.columns["seed"][i]),
+                batch=batch,
+                truncation=1.0,
+                device=CPU,
+            )
+            np.testing.assert_array_equal(again.images[shard.columns["position"][i]], shard.images[i])
+
+
+def test_every_class_gets_the_same_number_so_that_origin_says_nothing(finished: Workspace) -> None:
+    counts = {
+        slug: len(read_images(finished.synthetic("f1") / f"{slug}.parquet").labels) for slug in finished.plan.slugs
+    }
+    assert set(counts.values()) == {20}
+    assert (finished.synthetic("f1") / "3.shared.parquet").exists()
+    assert not (finished.synthetic("f1") / "0.shared.parquet").exists()
+
+
+def test_arms_predict_the_same_test_images_and_cross_fitting_none_of_them(finished: Workspace) -> None:
+    data = load_prepared(finished.prepared)
+    for arm in ("balanced", "classical", "best+synthetic"):
+        predictions = load_predictions(finished.evaluation(arm) / "predictions.parquet")
+        for fold in finished.plan.measured_folds:
+            test = set(data.sha256[data.split(fold).test])
+            assert set(predictions.aligned(fold, "test").sha256) == test
+            inner = predictions.sha256[(predictions.folds == fold) & (predictions.parts == "inner")]
+            assert not set(inner) & test
+            assert bool(len(inner)) == (arm != "best+synthetic")
+
+
+def test_the_challenger_builds_on_the_arm_chosen_in_each_fold(finished: Workspace) -> None:
+    gain = read_json(finished.metrics / "gain.json")
+    folds = read_json(finished.evaluation("best+synthetic") / "arm.json")["folds"]
+    assert {fold: folds[fold]["arm"] for fold in folds} == gain["chosen"]
+    assert all(set(folds[fold]["scores"]) == {"balanced", "classical"} for fold in folds)
+
+
+def test_three_folds_can_never_say_helps(finished: Workspace) -> None:
+    gain = read_json(finished.metrics / "gain.json")
+    assert {entry["verdict"] for entry in gain["gain"].values()} <= {"promising", "no evidence", "cannot tell", "hurts"}
+
+
+def test_report_and_data_set_are_there(finished: Workspace) -> None:
+    page = (finished.reports / "index.html").read_text(encoding="utf-8")
+    assert "Content-Security-Policy" in page
+    assert "simulate" in page.lower()
+    summary = read_json(finished.augmented / "summary.json")
+    assert "real" in json.dumps(summary)
+
+
+def test_the_same_config_and_seed_give_the_same_bytes_twice(finished: Workspace, tmp_path: Path) -> None:
+    again = _workspace(tmp_path)
+    run_plan(again)
+    run_prepare(again)
+    run_pretrain(again, "f0", CPU)
+    for slug in again.plan.adapt_slugs:
+        run_adapt(again, "f0", slug, CPU)
+    run_synthesize(again, "f0", CPU)
+    run_evaluate(again, "classical", CPU, n_workers=1)
+    for name in ("prepared", "synthetic/f0", "evaluation/classical"):
+        first, second = finished.root / "data" / name, again.root / "data" / name
+        files = sorted(p.relative_to(first) for p in first.rglob("*") if p.is_file())
+        assert files == sorted(p.relative_to(second) for p in second.rglob("*") if p.is_file())
+        for file in files:
+            assert (first / file).read_bytes() == (second / file).read_bytes(), file
+    for name in ("shared", "adapted-3"):
+        first, second = finished.root / "models/f0" / name, again.root / "models/f0" / name
+        assert all((second / p.name).read_bytes() == p.read_bytes() for p in first.iterdir() if p.is_file())
+
+
+def test_processes_side_by_side_give_the_same_predictions(finished: Workspace, tmp_path: Path) -> None:
+    before = (finished.evaluation("classical") / "predictions.parquet").read_bytes()
+    run_evaluate(finished, "classical", CPU, n_workers=2)
+    assert (finished.evaluation("classical") / "predictions.parquet").read_bytes() == before
+
+
+def test_a_pinned_base_is_taken_by_digest_and_refused_where_it_leaks(finished: Workspace, tmp_path: Path) -> None:
+    digest = read_json(finished.shared_model("f0") / "model.json")["generator_digest"]
+    pinned = finished.root / "params.yaml"
+    text = pinned.read_text()
+    try:
+        for fold, path, pin, expected in (
+            ("f0", "models/f0/shared", digest, None),
+            ("f0", "models/f0/shared", "0" * 64, ConfigError),
+            ("f1", "models/f0/shared", digest, LeakError),
+            ("f0", "models/nowhere", digest, ArtifactError),
+        ):
+            base = f"base: {{{fold}: {{path: {path}, digest: '{pin}'}}}}, "
+            pinned.write_text(text.replace("pretrain: {", "pretrain: {" + base))
+            other = Workspace(finished.root)
+            if expected is None:
+                run_pretrain(other, fold, CPU)
+                assert read_json(other.shared_model(fold) / "model.json")["generator_digest"] == digest
+            else:
+                with pytest.raises(expected):
+                    run_pretrain(other, fold, CPU)
+    finally:
+        pinned.write_text(text)
+
+
+def test_fault_03_a_flipped_byte_after_prepare_is_named(finished: Workspace) -> None:
+    path = finished.prepared / "images.npy"
+    content = path.read_bytes()
+    changed = bytearray(content)
+    changed[-1] ^= 1
+    try:
+        path.write_bytes(bytes(changed))
+        with pytest.raises(ArtifactError, match=r"no longer matches its sha256"):
+            run_evaluate(finished, "balanced", CPU, n_workers=1)
+    finally:
+        path.write_bytes(content)
+
+
+def test_scratch_trains_each_class_alone(tmp_path: Path) -> None:
+    workspace = _workspace(tmp_path, "scratch")
+    plan = run_plan(workspace)
+    assert plan.pretrain_folds == []
+    assert plan.adapt_slugs == []
+    assert plan.scratch_slugs == plan.slugs
+    run_prepare(workspace)
+    run_scratch(workspace, "f0", "3", CPU)
+    data = load_prepared(workspace.prepared)
+    train = data.split("f0").train
+    seen = set(read_json(workspace.scratch_model("f0", "3") / "trained_on.json"))
+    assert seen == set(data.sha256[train[data.labels[train] == 3]])
