@@ -176,6 +176,13 @@ def process_pool(n_workers: int, context: TrainingContext | None = None) -> Iter
         yield executor
 
 
+def _import_before_fork(jobs: Sequence[TrainingJob]) -> None:
+    # Both are imported at first use, by an optimizer and by MixUp, and take seconds: once here, not in every process.
+
+    if any(job.arm.mix != "none" for job in jobs):
+        import torchvision.transforms.v2  # noqa: F401
+
+
 def run_jobs(jobs: Sequence[TrainingJob], context: TrainingContext, *, n_workers: int, description: str) -> Predictions:
     """Runs all jobs and gathers their predictions.
 
@@ -197,6 +204,7 @@ def run_jobs(jobs: Sequence[TrainingJob], context: TrainingContext, *, n_workers
                     pieces += train_and_predict(job, context)
                     advance()
             else:
+                _import_before_fork(jobs)
                 with process_pool(n_workers, context) as executor:
                     assert executor is not None
                     for done in executor.map(_work, jobs):

@@ -166,21 +166,25 @@ class Discriminator(nn.Module):
         self.project = nn.Embedding(shape.n_classes, 128)
         nn.init.normal_(self.project.weight, 0.0, 0.02)
 
-    def forward(self, images: Tensor, labels: Tensor) -> Tensor:
+    def forward(self, images: Tensor, labels: Tensor, fakes: Tensor | None = None) -> Tensor:
         """Judges images.
 
         Args:
             images: (N, C, H, W) float32 in [-1, 1].
             labels: (N,) int64.
+            fakes: (N,) bool; reals and fakes judged in one batch keep a within-class spread of their own.
+                None: all images are of one kind.
         Returns:
-            (N,) float32 logits.
+            (N,) float32 logits, the same as for two batches.
         """
         x = images
         for down in self.downs:
             x = functional.leaky_relu(down(x), 0.2)
         x = functional.leaky_relu(self.last(x), 0.2)  # (N, deepest, side, side)
         if self.shape.minibatch_std > 0.0:
-            spread = self.shape.minibatch_std * within_class_std(x, labels, self.shape.n_classes)
+            n_classes = self.shape.n_classes
+            members, n_members = (labels, n_classes) if fakes is None else (labels + n_classes * fakes, 2 * n_classes)
+            spread = self.shape.minibatch_std * within_class_std(x, members, n_members)
         else:
             spread = torch.zeros_like(x[:, :1])
         features = functional.leaky_relu(self.dense(torch.cat([x, spread], dim=1).flatten(1)), 0.2)  # (N, 128)

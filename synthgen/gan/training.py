@@ -133,9 +133,11 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
         ema.module.load_state_dict(start.generator.state_dict())
         ema.n_averaged.fill_(1)
     g_rate, d_rate = section.g_lr * lr_factor, section.d_lr * lr_factor
-    g_optimizer = torch.optim.Adam(generator.parameters(), lr=g_rate, betas=section.betas)
-    d_optimizer = torch.optim.Adam(discriminator.parameters(), lr=d_rate, betas=section.betas)
+    fused = device.type in {"cpu", "cuda"}
+    g_optimizer = torch.optim.Adam(generator.parameters(), lr=g_rate, betas=section.betas, fused=fused)
+    d_optimizer = torch.optim.Adam(discriminator.parameters(), lr=d_rate, betas=section.betas, fused=fused)
     run = GanRun(generator, discriminator)
+    is_fake = torch.arange(2 * section.batch, device=device) >= section.batch
     sums = torch.zeros(8, device=device)
 
     def augment(x: Tensor) -> Tensor:
@@ -165,15 +167,14 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
             # Discriminator.
             with torch.no_grad():
                 fakes = generator(latents(len(y)), y)
-            x_real, x_fake = augment(reals), augment(fakes)
             penalise = section.r1_gamma > 0.0 and step % section.r1_every == 0
-            x_real.requires_grad_(penalise)
-            x_fake.requires_grad_(penalise)
-            real_logits, fake_logits = discriminator(x_real, y), discriminator(x_fake, y)
+            x = augment(torch.cat([reals, fakes])).requires_grad_(penalise)  # (2N, C, H, W), reals first
+            logits = discriminator(x, y.repeat(2), is_fake)
+            real_logits, fake_logits = logits.chunk(2)
             loss = d_loss(real_logits, fake_logits)
             sums[0] += loss.detach()
             if penalise:
-                r1, r2 = gradient_penalty(real_logits, x_real), gradient_penalty(fake_logits, x_fake)
+                r1, r2 = gradient_penalty(logits, x).chunk(2)
                 # lazy: every r1_every steps with r1_every times the weight (Karras et al. 2020, arXiv:1912.04958, B)
                 loss = loss + (r1 + r2).mean() * (section.r1_gamma / 2 * section.r1_every)
                 sums[2] += r1.detach().mean()
@@ -189,10 +190,9 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
 
             # Generator.
             discriminator.requires_grad_(False)
-            fake_logits = discriminator(augment(generator(latents(len(y)), y)), y)
-            with torch.no_grad():
-                real_logits = discriminator(augment(reals), y)
-            loss = g_loss(real_logits, fake_logits)
+            x = augment(torch.cat([reals, generator(latents(len(y)), y)]))
+            real_logits, fake_logits = discriminator(x, y.repeat(2), is_fake).chunk(2)
+            loss = g_loss(real_logits.detach(), fake_logits)
             g_optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # torch's own signature
             g_optimizer.step()

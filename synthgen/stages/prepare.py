@@ -151,8 +151,14 @@ def _write_index(folder: Path, data: PreparedData, fold: str) -> None:
     split = data.split(fold)
     (folder / "train").mkdir(parents=True)
     for label, slug in enumerate(data.slugs):
-        digests = data.sha256[split.train[data.labels[split.train] == label]].tolist()
-        index = {"fold": fold, "slug": slug, "label": label, "pixel_sha256": digests}
+        rows = split.train[data.labels[split.train] == label]
+        index = {
+            "fold": fold,
+            "slug": slug,
+            "label": label,
+            "pixel_sha256": data.sha256[rows].tolist(),
+            "group": data.groups[rows].tolist(),
+        }
         (folder / "train" / f"{slug}.json").write_text(canonical_json(index), encoding="utf-8")
     for part, chosen in (("val", split.val), ("test", split.test)):
         index = {"fold": fold, "pixel_sha256": data.sha256[chosen].tolist()}

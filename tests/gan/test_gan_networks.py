@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from synthgen.config import GeneratorSection
+from synthgen.gan.losses import gradient_penalty
 from synthgen.gan.networks import Discriminator, GanShape, Generator, within_class_std
 
 
@@ -51,3 +52,17 @@ def test_std_gradient_is_finite_for_a_class_that_occurs_once() -> None:
     within_class_std(x, torch.tensor([0, 1, 1]), 2).sum().backward()  # type: ignore[no-untyped-call]
     assert x.grad is not None
     assert torch.isfinite(x.grad).all()
+
+
+def test_reals_and_fakes_in_one_batch_get_the_logits_and_penalties_of_two() -> None:
+    torch.manual_seed(0)
+    shape = GanShape.of(GeneratorSection(channels=8, max_channels=16), 8, 1, 3)
+    network = Discriminator(shape)
+    labels = torch.tensor([0, 0, 1, 1, 2, 2])
+    reals, fakes = torch.randn(6, 1, 8, 8, requires_grad=True), torch.randn(6, 1, 8, 8, requires_grad=True)
+    apart = [network(reals, labels), network(fakes, labels)]
+    penalties = torch.cat([gradient_penalty(logits, x) for logits, x in zip(apart, (reals, fakes), strict=True)])
+    both = torch.cat([reals, fakes]).detach().requires_grad_()
+    together = network(both, labels.repeat(2), torch.arange(12) >= 6)
+    torch.testing.assert_close(together, torch.cat(apart), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(gradient_penalty(together, both), penalties, rtol=1e-4, atol=1e-6)

@@ -1,0 +1,99 @@
+"""The whole pipeline on the magnetic tiles, in a project folder of its own.
+
+    python benchmarks/tiles.py FOLDER
+
+Makes FOLDER (git, DVC, raw images from magnetic-tile.tar, examples/magnetic_tiles/params.yaml), runs `synthgen plan`
+and `dvc repro` there, and prints the minutes of each stage and the Markdown that stands in docs/results.md. Run again,
+it goes on where it stopped.
+"""
+
+import argparse
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tarfile
+import time
+from collections import defaultdict
+from pathlib import Path
+
+from bench_data import ROOT, find_bench_file
+from results_table import results_markdown
+
+ARCHIVE = "magnetic-tile.tar"
+
+
+def make_project(folder: Path) -> None:
+    """Lays the project out, unless it stands already."""
+    if (folder / "dvc.yaml").exists():
+        return
+    archive = find_bench_file(ARCHIVE)
+    if archive is None:
+        sys.exit(f"{ARCHIVE} is neither in $SYNTHGEN_BENCH_DATA, ../shared/data nor .bench-data/")
+    raw = folder / "data" / "raw" / "magnetic_tiles"
+    raw.mkdir(parents=True)
+    with tarfile.open(archive) as tar:
+        members = [m for m in tar.getmembers() if m.isfile() and m.name.lower().endswith((".jpg", ".jpeg"))]
+        for member in members:
+            source = tar.extractfile(member)
+            assert source is not None
+            target = raw / Path(member.name).parent.name / Path(member.name).name
+            target.parent.mkdir(exist_ok=True)
+            target.write_bytes(source.read())
+    for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
+        shutil.copy(ROOT / name, folder / name)
+    shutil.copy(ROOT / "examples" / "magnetic_tiles" / "params.yaml", folder / "params.yaml")
+    run(folder, "git", "init", "-q")
+    run(folder, "dvc", "init", "-q")
+
+
+def run(folder: Path, *command: str) -> None:
+    """Runs a command in the project, with this environment's programs first."""
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    subprocess.run(command, cwd=folder, env=environment, check=True)
+
+
+def repro(folder: Path) -> dict[str, float]:
+    """Runs `dvc repro`; returns minutes per kind of stage, as DVC announced them."""
+    environment = {**os.environ, "DVC_NO_ANALYTICS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+    environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{environment['PATH']}"
+    process = subprocess.Popen(
+        ["dvc", "repro"], cwd=folder, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    )
+    assert process.stdout is not None
+    minutes: dict[str, float] = defaultdict(float)
+    stage, started = "", time.monotonic()
+    for line in process.stdout:
+        sys.stderr.write(line)
+        found = re.match(r"Running stage '([a-z]+)", line)
+        if found:
+            if stage:
+                minutes[stage] += (time.monotonic() - started) / 60
+            stage, started = found.group(1), time.monotonic()
+    if stage:
+        minutes[stage] += (time.monotonic() - started) / 60
+    if process.wait() != 0:
+        sys.exit("dvc repro failed; see above")
+    return dict(minutes)
+
+
+def main() -> None:
+    """Lays out, runs, prints."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("folder", type=Path)
+    folder = parser.parse_args().folder.resolve()
+    folder.mkdir(parents=True, exist_ok=True)
+    make_project(folder)
+    run(folder, "synthgen", "plan")
+    minutes = repro(folder)
+    print("\n| stage | minutes |\n| --- | --- |")
+    for stage, taken in minutes.items():
+        print(f"| {stage} | {taken:.1f} |")
+    print(f"| all | {sum(minutes.values()):.1f} |\n")
+    print(results_markdown(folder))
+
+
+if __name__ == "__main__":
+    main()
