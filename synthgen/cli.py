@@ -72,10 +72,12 @@ def plan(
     """Read the raw data; write plan.yaml (scarce classes, targets) and folds.csv."""
     from rich.console import Console
 
-    from synthgen.stages.plan import run_plan
+    from synthgen.stages.plan import check_scarce, run_plan
     from synthgen.stages.tables import plan_table
 
-    Console().print(plan_table(run_plan(_workspace(project), reassign=reassign)))
+    found = run_plan(_workspace(project), reassign=reassign)
+    Console().print(plan_table(found))
+    check_scarce(found)
 
 
 @app.command()
@@ -153,7 +155,8 @@ def compare(project: Project = HERE) -> None:
     """Measure the gain and its interval; write metrics/."""
     from rich.console import Console
 
-    from synthgen.stages.compare import run_compare, verdict_table
+    from synthgen.stages.compare import run_compare
+    from synthgen.stages.tables import verdict_table
 
     Console().print(verdict_table(run_compare(_workspace(project))))
 
@@ -172,7 +175,7 @@ def verdict(project: Project = HERE) -> None:
     from rich.console import Console
 
     from synthgen.artifacts import read_json
-    from synthgen.stages.compare import verdict_table
+    from synthgen.stages.tables import verdict_table
 
     workspace = _workspace(project)
     console = Console()
@@ -212,10 +215,19 @@ def _run(command: Callable[[], None]) -> int:
     except SynthgenError as error:
         typer.echo(f"synthgen: {type(error).__name__}: {error}", err=True)
         return 1
-    except MemoryError:
+    except (MemoryError, RuntimeError) as error:
+        if not _is_out_of_memory(error):
+            raise
         typer.echo("synthgen: out of memory; lower classifier.batch, pretrain.batch or prepare.image_size", err=True)
         return 1
     return 0
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    # torch raises subclasses of RuntimeError; a pool breaks where the system ended one of its processes
+    kind, text = type(error).__name__, str(error).lower()
+    said = "out of memory" in text or "can't allocate memory" in text
+    return isinstance(error, MemoryError) or kind in ("BrokenProcessPool", "OutOfMemoryError") or said
 
 
 def main() -> None:

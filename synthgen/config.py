@@ -8,7 +8,7 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
@@ -143,6 +143,7 @@ class SynthesizeSection(Section):
     min_agreement: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     min_nearest_ratio: Annotated[float, Field(ge=0.0)] = 0.1
     min_diversity_ratio: Annotated[float, Field(ge=0.0)] = 0.2
+    min_accepted: Share = Field(default=0.1, description="of the number wanted; fewer, and the class is refused")
     teacher_steps: Count = 400
 
 
@@ -229,6 +230,15 @@ class Config(Section):
     challenge: ChallengeSection
     compare: CompareSection = CompareSection()
     report: ReportSection = ReportSection()
+
+    @model_validator(mode="after")
+    def _same_invariances(self) -> "Config":
+        if self.pretrain.flip and not self.transforms.horizontal_flip:
+            raise ValueError(
+                "pretrain.flip is true but transforms.horizontal_flip is not: the GAN would know an invariance that "
+                "the classical arms are not given; set both or neither"
+            )
+        return self
 
 
 def read_yaml(path: Path) -> Any:

@@ -48,7 +48,7 @@ class Plan(BaseModel):
 
     `folds` are measured folds (`f0`...) followed by `final`; `pretrain_folds`, `adapt_slugs` and `scratch_slugs` are
     what the matrices of those stages run over (empty where the strategy has no use for the stage).
-    `targets` repeats each class's target by itself, so that `synthesize` depends on it and not on counts;
+    `targets` and `class_names` repeat what `synthesize` depends on, without the counts beside it;
     `versions` are those of the parts that wrote the plan (synthgen/versions.py).
     """
 
@@ -62,6 +62,7 @@ class Plan(BaseModel):
     adapt_slugs: list[str]
     scratch_slugs: list[str]
     targets: dict[str, int]
+    class_names: dict[str, str]
     versions: dict[str, int]
     classes: dict[str, ClassPlan]
 
@@ -71,13 +72,16 @@ class Plan(BaseModel):
         if isinstance(values, dict) and isinstance(values.get("classes"), dict):
             entries = values["classes"].items()
             targets = {k: v["target"] if isinstance(v, dict) else v.target for k, v in entries}
-            return {"targets": targets, "versions": VERSIONS, **values}
+            names = {k: v["class_name"] if isinstance(v, dict) else v.class_name for k, v in entries}
+            return {"targets": targets, "class_names": names, "versions": VERSIONS, **values}
         return values
 
     @model_validator(mode="after")
     def _agree(self) -> "Plan":
         if self.targets != {slug: entry.target for slug, entry in self.classes.items()}:
             raise ValueError("targets do not repeat the targets of classes")
+        if self.class_names != {slug: entry.class_name for slug, entry in self.classes.items()}:
+            raise ValueError("class_names do not repeat the names of classes")
         return self
 
     @property

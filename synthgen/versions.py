@@ -9,7 +9,7 @@ VERSIONS = {
     "dataset": 1,
     "gan": 1,
     "selection": 1,
-    "classifier": 1,
+    "classifier": 2,
     "metrics": 1,
     "report": 1,
 }

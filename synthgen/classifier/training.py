@@ -198,7 +198,9 @@ def train_classifier(
             batch = torch.cat([images[torch.from_numpy(rows[step]).to(images.device)] for images, rows in sources])
             x, y = to_input(batch.to(device)), targets[step]
             if mix is not None:
-                x, y = mix(x, y)
+                # it mixes neighbours, and a batch stands in the order of its labels
+                order = torch.randperm(len(x)).to(device)
+                x, y = mix(x[order], y[order])
             loss = _loss(arm, network(x), y, prior, section.label_smoothing)
             optimizer.zero_grad(set_to_none=True)
             loss.backward()  # type: ignore[no-untyped-call]  # torch's own signature

@@ -22,6 +22,7 @@ from synthgen.artifacts import atomic_file, digest_of
 from synthgen.config import TransformsSection
 from synthgen.errors import ConfigError
 from synthgen.seeding import derive_seed
+from synthgen.versions import VERSIONS
 
 Policy = Literal["classical", "mild", "trivialaugment", "randaugment"]
 POLICIES: tuple[Policy, ...] = ("classical", "mild", "trivialaugment", "randaugment")
@@ -186,6 +187,7 @@ def render_bank(
             "section": section.model_dump(),
             "seed": seed,
             "library": importlib.metadata.version(library),
+            "version": VERSIONS["classifier"],
             "images": list(sha256),
             "counts": counts.tolist(),
         }

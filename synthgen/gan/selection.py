@@ -13,6 +13,9 @@ from sklearn.neighbors import NearestNeighbors
 
 from synthgen.config import SynthesizeSection
 
+MAX_SPREAD = 2000
+"""All pairs of more reals than this would fill the memory; evenly spaced ones tell their spread as well."""
+
 
 @dataclass(frozen=True)
 class Selection:
@@ -88,11 +91,14 @@ def select_samples(
     good = np.flatnonzero(~disagrees & ~copies)[:n_wanted]
     n_judged = int(good[-1]) + 1 if len(good) == n_wanted else len(candidates)
     rejected = {"teacher_disagrees": int(disagrees[:n_judged].sum()), "copies_a_real": int(copies[:n_judged].sum())}
-    spread = mean_pairwise_distance(reals)
+    spread = mean_pairwise_distance(reals[:: 1 + len(reals) // MAX_SPREAD])
     ratio = mean_pairwise_distance(candidates[good[:500]]) / spread if spread > 0.0 else 1.0
     refused = None
-    if len(good) < 2:
-        refused = f"only {len(good)} of {n_judged} candidates were accepted"
+    least = max(2, round(section.min_accepted * n_wanted))
+    if len(good) < least:
+        refused = (
+            f"only {len(good)} of {n_judged} candidates were accepted, {least} is the least (synthesize.min_accepted)"
+        )
     elif ratio < section.min_diversity_ratio:
         refused = (
             f"collapsed: accepted images differ {ratio:.2f} times as much as reals do, the limit is "

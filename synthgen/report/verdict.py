@@ -142,7 +142,9 @@ def _lead(found: set[str], n_classes: int) -> tuple[str, str]:
 
 
 def usual_arm(gain: Mapping[str, Any]) -> str | None:
-    """The classical arm that was chosen in most folds; the first by name where several were."""
+    """The arm with the best cross-fitted score; in older files the one that was chosen in most folds."""
+    if gain.get("recommended"):
+        return str(gain["recommended"])
     counts = Counter(gain.get("chosen", {}).values())
     return min(counts, key=lambda arm: (-counts[arm], arm)) if counts else None
 

@@ -38,7 +38,8 @@ def run_challenge(workspace: Workspace, arm_name: str, device: torch.device, n_w
         fold: challenge_arm(arm_name, classical_arm(str(detail["arm"])) if detail else None)
         for fold, detail in details.items()
     }
-    synthetic = {fold: load_pool(workspace, fold, arm.synthetic_pool, data) for fold, arm in arms.items()}
+    pools = {fold: load_pool(workspace, fold, arm.synthetic_pool, data) for fold, arm in arms.items()}
+    synthetic = {fold: images for fold, (images, _) in pools.items()}
     context = build_context(workspace, data, list(arms.values()), synthetic, device=device, n_workers=workers)
     jobs = [job for fold in folds for job in fold_jobs(data, arms[fold], fold, config.evaluate.repeats, crossfit=False)]
     predictions = run_jobs(jobs, context, n_workers=workers, description=f"challenge {arm_name}")
@@ -50,7 +51,9 @@ def run_challenge(workspace: Workspace, arm_name: str, device: torch.device, n_w
                 "schema": SCHEMA,
                 "arm": arm_name,
                 "description": _describe(arm_name, arms),
-                "folds": {fold: details[fold] or {"arm": arm_name} for fold in folds},
+                "folds": {
+                    fold: {**(details[fold] or {"arm": arm_name}), "stand_ins": pools[fold][1]} for fold in folds
+                },
                 "repeats": config.evaluate.repeats,
                 "share": config.challenge.share,
             },
@@ -78,23 +81,36 @@ def choose_in_folds(workspace: Workspace, data: PreparedData) -> dict[str, dict[
     return chosen
 
 
-def load_pool(workspace: Workspace, fold: str, pool: SyntheticPool, data: PreparedData) -> SyntheticImages:
-    """Accepted synthetic images of one fold.
+def load_pool(
+    workspace: Workspace, fold: str, pool: SyntheticPool, data: PreparedData
+) -> tuple[SyntheticImages, dict[str, str]]:
+    """The images from which the synthetic share of every batch is drawn, some for each class that trains.
+
+    A class whose samples were refused takes those of the shared GAN, else its own training images as they are: left
+    out, it would be the one class that is never synthetic, and origin would tell the label.
 
     Args:
-        pool: `default`, or `shared`: those of the shared generator, also for classes with one of their own.
+        pool: `default`, or `shared`: the samples of the shared GAN, also for classes with a GAN of their own.
+    Returns:
+        the images, and `{SLUG: what stands in}` for the classes that have none of their own.
     """
     folder = workspace.synthetic(fold)
+    train = data.split(fold).train
     images, labels = [], []
-    for slug in data.slugs:
-        path = folder / f"{slug}.parquet"
-        shared = folder / f"{slug}.shared.parquet"
-        if pool == "shared" and shared.exists():
-            path = shared
-        content = read_images(path)
-        if len(content.labels):
-            images.append(content.images)
-            labels.append(content.labels)
-    if not images:
-        return SyntheticImages(np.zeros((0, *data.images.shape[1:]), np.uint8), np.zeros(0, np.int64))
-    return SyntheticImages(np.concatenate(images), np.concatenate(labels))
+    stand_ins: dict[str, str] = {}
+    for label, slug in enumerate(data.slugs):
+        own, shared = folder / f"{slug}.parquet", folder / f"{slug}.shared.parquet"
+        content = read_images(shared if pool == "shared" and shared.exists() else own)
+        if not len(content.labels) and shared.exists():
+            content = read_images(shared)
+            stand_ins[slug] = "shared"
+        found = content.images
+        if not len(found):
+            found = data.verified(train[data.labels[train] == label])
+            stand_ins[slug] = "real"
+        if len(found):
+            images.append(found)
+            labels.append(np.full(len(found), label, dtype=np.int64))
+    if all(stand_ins.get(slug) == "real" for slug in data.slugs):
+        return SyntheticImages(np.zeros((0, *data.images.shape[1:]), np.uint8), np.zeros(0, np.int64)), stand_ins
+    return SyntheticImages(np.concatenate(images), np.concatenate(labels)), stand_ins

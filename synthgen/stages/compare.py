@@ -6,12 +6,11 @@ baseline is not the one that its own cross-fitting chose, and a test set that is
 
 import csv
 import io
+from collections import Counter
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from rich.markup import escape
-from rich.table import Table
 
 from synthgen.artifacts import atomic_file, digest_of, read_json, sha256_bytes, write_json
 from synthgen.classifier.arms import CHALLENGER
@@ -28,10 +27,13 @@ from synthgen.stages.workspace import Workspace
 PROCEDURE_SECTIONS = (
     "seed",
     "source",
+    "transforms",
+    "classifier",
     "plan",
     "prepare",
     "pretrain",
     "adapt",
+    "scratch",
     "synthesize",
     "evaluate",
     "challenge",
@@ -76,15 +78,21 @@ def _read_arms(
     return predictions, parts
 
 
-def _chosen_arms(workspace: Workspace, predictions: dict[str, Predictions], challengers: list[str]) -> list[str]:
-    """The classical arm chosen in each fold, checked against what the arms built on it recorded."""
+def _chosen_arms(
+    workspace: Workspace, predictions: dict[str, Predictions], challengers: list[str]
+) -> tuple[list[str], str]:
+    """The classical arm chosen in each fold, checked against what the arms built on it recorded.
+
+    Also the arm to train with on all data: the one with the best cross-fitted score, averaged over folds.
+    """
     config, plan = workspace.config, workspace.plan
     scarce = [plan.classes[slug].label for slug in plan.scarce_slugs]
     built = {arm: read_json(workspace.evaluation(arm) / "arm.json") for arm in challengers if arm.startswith("best+")}
     chosen = []
+    sums: Counter[str] = Counter()
     for fold in plan.measured_folds:
         candidates = {arm: predictions[arm].selection(fold) for arm in config.evaluate.arms}
-        best, _ = choose_arm(candidates, config.challenge.choice, scarce)
+        best, scores = choose_arm(candidates, config.challenge.choice, scarce)
         for arm, record in built.items():
             theirs = record.get("folds", {}).get(fold, {}).get("arm")
             if theirs != best:
@@ -93,7 +101,9 @@ def _chosen_arms(workspace: Workspace, predictions: dict[str, Predictions], chal
                     "predictions are older than those of the classical arms: run `dvc repro` for both"
                 )
         chosen.append(best)
-    return chosen
+        sums.update(scores)
+    # max() keeps the first of equal arms, in the order of evaluate.arms
+    return chosen, max(config.evaluate.arms, key=lambda arm: round(sums[arm], 12))
 
 
 def _training_groups(plan: Plan, val_parts: list[AlignedLogits]) -> NDArray[np.float64]:
@@ -142,7 +152,7 @@ def _procedure_digest(workspace: Workspace, arms: list[str]) -> str:
     config = workspace.config.model_dump(mode="json")
     return digest_of(
         {
-            "arms": {arm: read_json(workspace.evaluation(arm) / "arm.json") for arm in arms},
+            "arms": arms,
             "config": {section: config[section] for section in PROCEDURE_SECTIONS},
             "versions": {part: number for part, number in workspace.plan.versions.items() if part != "report"},
         }
@@ -228,11 +238,12 @@ def run_compare(workspace: Workspace) -> dict[str, Any]:
     predictions, parts = _read_arms(workspace, arms)
     test_parts = [parts[arms[0]][fold][0] for fold in plan.measured_folds]
     test_digest = _test_digest(test_parts)
+    chosen, recommended = _chosen_arms(workspace, predictions, challengers)
     experiment = _build_experiment(
         plan,
         parts,
         classical=classical,
-        chosen=_chosen_arms(workspace, predictions, challengers),
+        chosen=chosen,
         challenger=CHALLENGER if CHALLENGER in challengers else challengers[0],
     )
     summary = read_json(workspace.prepared / "summary.json")
@@ -248,6 +259,7 @@ def run_compare(workspace: Workspace) -> dict[str, Any]:
         digest=test_digest,
     )
     look = log_look(workspace, test_digest, _procedure_digest(workspace, arms))
+    record["recommended"] = recommended
     record["n_repeats"] = int(test_parts[0].logits.shape[0])
     record["looks"] = {"test_digest": test_digest, "look": look, "exploratory": look > 1}
     with atomic_file(workspace.metrics / "classes.csv") as temporary:
@@ -256,50 +268,3 @@ def run_compare(workspace: Workspace) -> dict[str, Any]:
         temporary.write_text(_folds_csv(plan, record, gains.by_fold), encoding="utf-8")
     write_json(workspace.metrics / "gain.json", record)
     return record
-
-
-def _percent(value: float | None) -> str:
-    return "-" if value is None else f"{100 * value:.1f}"
-
-
-def _gain_text(name: str, entry: dict[str, Any]) -> str:
-    gain = entry["recall"]
-    mean = "-" if gain["mean"] is None else f"{100 * gain['mean']:+.1f}"
-    return f"{escape(name)}: {mean} [{100 * gain['low']:+.1f}, {100 * gain['high']:+.1f}]"
-
-
-def verdict_table(gain: dict[str, Any]) -> Table:
-    """The table that `make run` ends with: a row per arm, percent, gains at the challenger's row.
-
-    Args:
-        gain: contents of metrics/gain.json.
-    """
-    classes = gain["data"]["classes"]
-    scarce = [slug for slug, facts in classes.items() if facts["scarce"]]
-    confidence = f"{100 * gain['confidence']:g} %"
-    title = f"{gain['verdict']} ({gain['claim']})"
-    if gain["looks"]["exploratory"]:
-        title += f" Exploratory: look {gain['looks']['look']} at these test images."
-    table = Table(title=escape(title), title_justify="left")
-    table.add_column("arm", overflow="fold")
-    table.add_column("balanced accuracy", justify="right")
-    for slug in scarce:
-        table.add_column(f"recall {escape(classes[slug]['class_name'])}", justify="right")
-    table.add_column(f"gain in recall, points [{confidence}]")
-    table.add_column("verdict")
-    for arm, values in gain["arms"].items():
-        n_chosen = sum(chosen == arm for chosen in gain["chosen"].values())
-        name = escape(arm) + (f" (baseline in {n_chosen} of {gain['n_folds']})" if n_chosen else "")
-        gains, verdicts = "", ""
-        if arm == gain["challenger"]:
-            gains = "\n".join(_gain_text(classes[slug]["class_name"], gain["gain"][slug]) for slug in scarce)
-            verdicts = "\n".join(gain["gain"][slug]["verdict"] for slug in scarce)
-        table.add_row(
-            name,
-            _percent(values["balanced_accuracy"]),
-            *(_percent(values["recall"][slug]) for slug in scarce),
-            gains,
-            verdicts,
-            end_section=arm == gain["challenger"],
-        )
-    return table

@@ -12,7 +12,8 @@ from typing import Literal
 import numpy as np
 
 from synthgen.artifacts import atomic_file
-from synthgen.config import PlanSection
+from synthgen.classifier.arms import challenge_arm, classical_arm
+from synthgen.config import Config, PlanSection
 from synthgen.dataset.folds import KnownImage, format_folds, read_folds
 from synthgen.dataset.scarcity import nearest_name
 from synthgen.errors import ConfigError, PlanError
@@ -37,6 +38,7 @@ def run_plan(workspace: Workspace, *, reassign: bool = False) -> Plan:
         PlanError: folds.csv is damaged or was drawn for another number of folds.
     """
     config = workspace.config
+    check_arms(config)
     previous = {} if reassign else known_images(workspace)
     with scratch_folder(workspace.root) as scratch:
         survey = survey_source(config, workspace.root, previous, scratch)
@@ -48,6 +50,36 @@ def run_plan(workspace: Workspace, *, reassign: bool = False) -> Plan:
         with atomic_file(workspace.folds_file) as temporary:
             temporary.write_text(table, encoding="utf-8")
     return plan
+
+
+def check_arms(config: Config) -> None:
+    """Looks at the arms before hours of training, not after.
+
+    Raises:
+        ConfigError: an arm that does not exist, or one that needs a GAN which the strategy does not train.
+    """
+    for name in config.evaluate.arms:
+        classical_arm(name)
+    for name in config.challenge.arms:
+        arm = challenge_arm(name, classical_arm("classical"))
+        if arm.synthetic_pool == "shared" and config.plan.strategy == "scratch":
+            raise ConfigError(
+                f"challenge.arms: {name} needs a shared GAN, which plan.strategy scratch has not; remove it"
+            )
+
+
+def check_scarce(plan: Plan) -> None:
+    """Says before any training that there is no class to help.
+
+    Raises:
+        ConfigError: no class is scarce, by the rule or by the user's list.
+    """
+    if not plan.scarce_slugs:
+        counts = ", ".join(f"{entry.class_name} {entry.images}" for entry in plan.classes.values())
+        raise ConfigError(
+            f"no class is scarce: every one has at least plan.scarce_below times the median of images ({counts}). Name "
+            "the classes you care about in plan.scarce, or raise plan.scarce_below"
+        )
 
 
 def known_images(workspace: Workspace) -> dict[str, KnownImage]:
@@ -121,6 +153,7 @@ def build_plan(section: PlanSection, survey: Survey) -> Plan:
         adapt_slugs=[slug for slug, entry in classes.items() if entry.generator == "adapted"],
         scratch_slugs=served_slugs if scratch else [],
         targets={slug: entry.target for slug, entry in classes.items()},
+        class_names={slug: entry.class_name for slug, entry in classes.items()},
         versions=dict(VERSIONS),
         classes=classes,
     )

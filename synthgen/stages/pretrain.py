@@ -9,6 +9,7 @@ import torch
 
 from synthgen.artifacts import atomic_folder, read_json
 from synthgen.config import BaseGanSection
+from synthgen.dataset.prepared import load_prepared
 from synthgen.errors import ConfigError, LeakError
 from synthgen.gan.checkpoint import load_gan
 from synthgen.gan.training import train_gan
@@ -59,13 +60,22 @@ def _take_base(workspace: Workspace, fold: str, base: BaseGanSection) -> None:
             f"pretrain.base.{fold}: {base.path} was trained for classes {gan.about['slugs']}, the plan has "
             f"{workspace.plan.slugs}; train a shared GAN for these classes"
         )
+    data, shape = load_prepared(workspace.prepared), gan.generator.shape
+    ours = (*data.images.shape[2:], len(data.slugs))
+    if (shape.image_size, shape.image_channels, shape.n_classes) != ours:
+        raise ConfigError(
+            f"pretrain.base.{fold}: {base.path} makes {shape.image_size} px images of {shape.image_channels} channels, "
+            f"the prepared ones are {ours[0]} px of {ours[1]}; train a shared GAN for this size"
+        )
     seen = set(read_json(folder / "trained_on.json"))
     index = workspace.fold_index(fold)
     held_out = {sha for part in ("val", "test") for sha in read_json(index / f"{part}.json")["pixel_sha256"]}
-    leaked = sorted(seen & held_out)
+    group_of = dict(zip(data.sha256.tolist(), data.groups.tolist(), strict=True))
+    seen_groups = {group_of[sha] for sha in seen & group_of.keys()}
+    leaked = sorted(sha for sha in held_out if group_of.get(sha) in seen_groups)
     if leaked:
         raise LeakError(
-            f"pretrain.base.{fold}: {base.path} was trained on {len(leaked)} images that fold {fold} validates or "
+            f"pretrain.base.{fold}: {base.path} has seen objects of {len(leaked)} images that fold {fold} validates or "
             f"tests on ({', '.join(sha[:12] for sha in leaked[:5])}); pin a GAN that has not seen them"
         )
     with atomic_folder(workspace.shared_model(fold)) as partial:

@@ -137,10 +137,16 @@ def _examples(workspace: Workspace, data: PreparedData, n_wanted: int) -> list[C
 
 def _histories(workspace: Workspace) -> list[ModelHistory]:
     """Training curves of every GAN of the release: the shared one first, then single classes in label order."""
-    models = workspace.shared_model(FINAL).parent
+    models, plan = workspace.shared_model(FINAL).parent, workspace.plan
+    # by the plan, for folders of an earlier strategy stay on disk
+    trained: dict[str, Sequence[str | None]] = {
+        "shared": [None] if FINAL in plan.pretrain_folds else [],
+        "adapted": [slug for slug in plan.slugs if slug in plan.adapt_slugs],
+        "scratch": [slug for slug in plan.slugs if slug in plan.scratch_slugs],
+    }
     histories = []
-    for kind in ("shared", "adapted", "scratch"):
-        for slug in [None] if kind == "shared" else workspace.plan.slugs:
+    for kind, slugs in trained.items():
+        for slug in slugs:
             path = models / (kind if slug is None else f"{kind}-{slug}") / "history.csv"
             if not path.exists():
                 continue

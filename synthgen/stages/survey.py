@@ -122,11 +122,17 @@ def survey_source(config: Config, root: Path, previous: Mapping[str, KnownImage]
         user_groups=scan.user_groups,
         section=config.prepare.groups,
     )
-    quarantine = list(scan.quarantine)
-    roles = _split_roles(scan.splits)
-    leaks = find_leaks(found.ids, scan.splits, scan.sources)
+    quarantine, warnings = list(scan.quarantine), list(found.warnings)
+    splits = scan.splits
+    if not frozen and "val" in splits:
+        warnings.append(
+            f"the data have a val side ({splits.count('val')} images) but no test side: both sides join the folds"
+        )
+        splits = [None] * len(splits)
+    roles = _split_roles(splits)
+    leaks = find_leaks(found.ids, splits, scan.sources)
     if config.prepare.groups.leaks == "refuse":
-        refuse_leaks(leaks, scan.splits, scan.sources)
+        refuse_leaks(leaks, splits, scan.sources)
     for row, other in leaks:
         roles[row] = DROPPED
         quarantine.append(QuarantineRow(scan.sources[row], "leak", f"shows the object of {scan.sources[other]}"))
@@ -135,7 +141,7 @@ def survey_source(config: Config, root: Path, previous: Mapping[str, KnownImage]
     groups = [found.ids[row] for row in rows]
     kept_roles = [roles[row] for row in rows]
     folds = _assign(config, scan, rows=rows, groups=groups, roles=kept_roles, previous=previous)
-    for warning in found.warnings:
+    for warning in warnings:
         log.warning(warning)
     return Survey(
         scan=scan,
@@ -148,7 +154,7 @@ def survey_source(config: Config, root: Path, previous: Mapping[str, KnownImage]
         quarantine=sorted(quarantine, key=lambda row: (row.source, row.reason, row.detail)),
         n_links=found.n_links,
         grouping_settings=found.settings,
-        warnings=found.warnings,
+        warnings=warnings,
         frozen=frozen,
     )
 

@@ -17,19 +17,21 @@ from synthgen.classifier.prediction import extract_features, predict_logits
 from synthgen.classifier.training import RealImages, train_classifier
 from synthgen.dataset.prepared import load_prepared, rows_of_index
 from synthgen.dataset.shards import SyntheticRows, write_synthetic_shard
+from synthgen.dataset.transforms import render_bank
 from synthgen.gan.checkpoint import TrainedGan, load_gan
 from synthgen.gan.sampling import Sampled, sample_images
 from synthgen.gan.selection import Selection, select_samples, typical_distance
 from synthgen.progress import progress_bar
 from synthgen.seeding import derive_seed
 from synthgen.stages.gan_output import save_grid
-from synthgen.stages.training_context import build_context
+from synthgen.stages.training_context import BANK_FOLDER
 from synthgen.stages.workspace import Workspace
 
 N_PREVIEW = 12
+TEACHER_VARIANTS = 8
 
 
-def run_synthesize(workspace: Workspace, fold: str, device: torch.device, n_workers: int = 1) -> None:
+def run_synthesize(workspace: Workspace, fold: str, device: torch.device) -> None:
     """Makes the synthetic images of one fold.
 
     Raises:
@@ -40,12 +42,20 @@ def run_synthesize(workspace: Workspace, fold: str, device: torch.device, n_work
     section = config.synthesize
     data = load_prepared(workspace.prepared)
     rows = rows_of_index(data, workspace.fold_index(fold), plan.slugs)
-    labels = data.labels[rows]
+    labels, images = data.labels[rows], data.verified(rows)
 
-    # The teacher: the classical arm on the fold's training images.
+    # The teacher: the classical arm on the fold's training images, and nothing that depends on any other image.
     arm = classical_arm("classical")
-    context = build_context(workspace, data, [arm], {}, device=device, n_workers=n_workers)
-    reals = RealImages(context.images[rows], labels, context.bank_rows[rows], transforms=context.banks["classical"])
+    bank = render_bank(
+        images,
+        data.sha256[rows].tolist(),
+        np.full(len(rows), TEACHER_VARIANTS),
+        "classical",
+        config.transforms,
+        seed=config.seed,
+        cache=workspace.root / BANK_FOLDER,
+    )
+    reals = RealImages(images, labels, np.arange(len(rows)), transforms=bank)
     teacher = train_classifier(
         arm,
         reals,

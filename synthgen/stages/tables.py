@@ -1,5 +1,9 @@
-"""Tables that the command line prints before anything is trained: the plan, and how large the networks are."""
+"""Tables that the command line prints: the plan, how large the networks are, and the verdict."""
 
+from typing import Any
+
+from rich.console import Group, RenderableType
+from rich.markup import escape
 from rich.table import Table
 
 from synthgen.classifier.networks import build_classifier, count_parameters
@@ -33,8 +37,6 @@ def plan_table(plan: Plan) -> Table:
 
 def _plain(text: str) -> str:
     # class names are data: no markup, no control characters
-    from rich.markup import escape
-
     return escape("".join(c if c.isprintable() else "?" for c in text))
 
 
@@ -57,3 +59,50 @@ def sizes_table(workspace: Workspace) -> Table:
     steps = f"{config.classifier.steps} steps of {config.classifier.batch}, every arm the same"
     table.add_row(f"classifier {config.classifier.network}", f"{count_parameters(classifier):,}", steps)
     return table
+
+
+def verdict_table(gain: dict[str, Any]) -> RenderableType:
+    """What `make run` ends with: the arms in percent, then a row per scarce class with its gain and verdict.
+
+    Args:
+        gain: contents of metrics/gain.json.
+    """
+    classes = gain["data"]["classes"]
+    scarce = [slug for slug, facts in classes.items() if facts["scarce"]]
+    arms = Table(title="arms, percent on test images", title_justify="left")
+    arms.add_column("arm", no_wrap=True)
+    arms.add_column("chosen", no_wrap=True)
+    arms.add_column("balanced accuracy", justify="right")
+    for slug in scarce:
+        arms.add_column(f"recall {_plain(classes[slug]['class_name'])}", justify="right")
+    for arm, values in gain["arms"].items():
+        n_chosen = sum(chosen == arm for chosen in gain["chosen"].values())
+        arms.add_row(
+            escape(arm),
+            f"{n_chosen}/{gain['n_folds']} folds" if n_chosen else "",
+            _percent(values["balanced_accuracy"]),
+            *(_percent(values["recall"][slug]) for slug in scarce),
+            style="bold" if arm == gain["challenger"] else None,
+        )
+    gains = Table(title=f"gain of {gain['challenger']} over the chosen arm, points of recall", title_justify="left")
+    for heading in ("class", f"gain [{100 * gain['confidence']:g} %]", "after offsets", "verdict"):
+        gains.add_column(heading, no_wrap=True)
+    for slug in scarce:
+        entry = gain["gain"][slug]
+        name = _plain(classes[slug]["class_name"])
+        gains.add_row(name, _points(entry["recall"]), _points(entry["after_offsets"]), entry["verdict"])
+    told = [f"{gain['verdict']} ({gain['claim']})"]
+    if gain["looks"]["exploratory"]:
+        told.append(f"Exploratory: look {gain['looks']['look']} at these test images.")
+    return Group(arms, gains, *(escape(line) for line in told))
+
+
+def _percent(value: float | None) -> str:
+    return "-" if value is None else f"{100 * value:.1f}"
+
+
+def _points(estimate: dict[str, Any]) -> str:
+    mean, low, high = (estimate[name] for name in ("mean", "low", "high"))
+    if mean is None or low is None or high is None:
+        return "-" if mean is None else f"{100 * mean:+.1f}"
+    return f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"

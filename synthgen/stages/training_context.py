@@ -40,8 +40,10 @@ def variant_counts(data: PreparedData, folds: list[str], n_draws: int) -> NDArra
     n_classes = len(data.slugs)
     fewest = np.full(n_classes, np.iinfo(np.int64).max)
     for fold in [*folds, FINAL]:
-        fewest = np.minimum(fewest, np.bincount(data.labels[data.split(fold).train], minlength=n_classes))
-    per_class = np.ceil(n_draws / n_classes / np.maximum(fewest, 1)).astype(np.int64)
+        counted = np.bincount(data.labels[data.split(fold).train], minlength=n_classes)
+        # a fold without an image of a class draws none, and must not ask for a whole training's draws of each
+        fewest = np.where(counted > 0, np.minimum(fewest, counted), fewest)
+    per_class = np.ceil(n_draws / n_classes / fewest).astype(np.int64)
     counts: NDArray[np.int64] = np.maximum(per_class, 1)[data.labels[rows]]
     return counts
 

@@ -61,6 +61,19 @@ def test_every_arm_learns_the_corner(name: str) -> None:
     assert np.mean(predicted == labels) > 0.9
 
 
+def test_mixing_pairs_images_of_different_classes(monkeypatch: pytest.MonkeyPatch) -> None:
+    # a balanced batch is ordered by label, and torchvision mixes neighbours
+    n_mixed: list[float] = []
+
+    def spy(images: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        n_mixed.append((labels != labels.roll(1)).float().mean().item())
+        return images, labels
+
+    monkeypatch.setattr(training, "_mixer", lambda *_: spy)
+    _train("mixup", section=SECTION.model_copy(update={"steps": 40}))
+    assert np.mean(n_mixed) > 0.65  # 4 equal classes in a batch of 16, shuffled: 0.8; ordered: 0.25
+
+
 def test_the_same_seed_gives_the_same_logits() -> None:
     images, _ = _blobs((5, 5, 5, 5), seed=2)
     first, second = predict_logits(_train("mixup"), images, CPU), predict_logits(_train("mixup"), images, CPU)

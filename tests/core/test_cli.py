@@ -57,3 +57,21 @@ def test_an_empty_folder_gives_one_line_and_status_1(tmp_path: Path, arguments: 
 def test_help_does_not_import_torch() -> None:
     code = "import sys, synthgen.cli; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], cwd=ROOT, timeout=60, check=False).returncode == 0
+
+
+def test_a_lack_of_memory_is_one_line_and_a_bug_is_not(capsys: pytest.CaptureFixture[str]) -> None:
+    from concurrent.futures.process import BrokenProcessPool
+
+    from synthgen.cli import _run
+
+    def failing(error: Exception) -> int:
+        def command() -> None:
+            raise error
+
+        return _run(command)
+
+    for error in (MemoryError(), BrokenProcessPool("terminated abruptly"), RuntimeError("CUDA out of memory. Tried")):
+        assert failing(error) == 1
+        assert "out of memory; lower" in capsys.readouterr().err
+    with pytest.raises(RuntimeError, match="shape"):
+        failing(RuntimeError("shape mismatch"))

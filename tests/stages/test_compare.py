@@ -10,10 +10,12 @@ from rich.console import Console
 from ruamel.yaml import YAML
 
 from synthgen.artifacts import read_json, sha256_bytes, write_json
+from synthgen.config import Config
 from synthgen.dataset.predictions import concatenate, load_predictions, one_part, save_predictions
 from synthgen.errors import ArtifactError, MeasurementError
 from synthgen.records import ClassPlan, Plan, save_plan
-from synthgen.stages.compare import run_compare, verdict_table
+from synthgen.stages.compare import PROCEDURE_SECTIONS, run_compare
+from synthgen.stages.tables import verdict_table
 from synthgen.stages.workspace import Workspace
 
 FOLDS = [f"f{j}" for j in range(5)]
@@ -136,6 +138,11 @@ def test_the_same_procedure_looks_once_and_another_is_exploratory(project):
     assert len(read_json(project.metrics / "looks.json")[first["looks"]["test_digest"]]) == 2
 
 
+@pytest.mark.parametrize("section", [name for name in Config.model_fields if name not in ("assemble", "report")])
+def test_every_section_that_decides_what_is_compared_is_part_of_the_procedure(section):
+    assert section in PROCEDURE_SECTIONS
+
+
 def test_a_report_setting_is_no_new_look(project):
     run_compare(project)
     with (project.root / "params.yaml").open("a") as stream:
@@ -185,7 +192,12 @@ def test_table_shows_names_as_they_are(project):
     console = Console(width=200, file=io.StringIO())
     console.print(verdict_table(record))
     text = console.file.getvalue()
-    assert "recall [b]rare[/b]" in text and "classical (baseline in 5 of 5)" in text and "helps" in text
+    assert (
+        "recall [b]rare[/b]" in text
+        and "5/5 folds" in text
+        and record["recommended"] == "classical"
+        and "helps" in text
+    )
     assert record["claim"].split(",")[0] in text
 
 

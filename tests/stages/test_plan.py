@@ -79,6 +79,30 @@ def test_what_each_strategy_trains(tmp_path, strategy, pretrain, adapt, scratch)
     assert (plan.adapt_slugs, plan.scratch_slugs) == (adapt, scratch)
 
 
+@pytest.mark.parametrize(
+    ("old", "new", "match"),
+    [
+        ("- real", "- reel", r"evaluate\.arms: 'reel'"),
+        ("- synthetic", "- best+synthetik", r"challenge\.arms: 'best\+synthetik'"),
+        ("- synthetic", "- best+shared", "scratch has not"),
+    ],
+)
+def test_arms_that_cannot_run_are_refused_before_anything_is_trained(tmp_path, old, new, match):
+    workspace = project(tmp_path, {"big": 8, "rare": 4}, strategy="scratch")
+    text = (tmp_path / "params.yaml").read_text()
+    (tmp_path / "params.yaml").write_text(text.replace(old, new))
+    with pytest.raises(ConfigError, match=match):
+        run_plan(workspace)
+
+
+def test_a_val_side_without_a_test_side_joins_the_folds(tmp_path, caplog):
+    for split, count in (("train", 12), ("val", 4)):
+        workspace = project(tmp_path, {"big": count, "rare": count}, split=split)
+    plan = run_plan(workspace)
+    assert (plan.mode, plan.classes["big"].images) == ("folds", 16)
+    assert "no test side" in caplog.text
+
+
 def test_the_rules_in_numbers():
     section = PlanSection()
     counts = {"a": 100, "b": 90, "c": 49, "d": 30}

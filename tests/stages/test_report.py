@@ -100,6 +100,16 @@ def test_what_a_strategy_does_not_have_is_left_out(finished_run: Any) -> None:
     assert "Which synthetic images were kept" not in text
 
 
+def test_folders_of_an_earlier_strategy_are_no_part_of_the_page(finished_run: Any) -> None:
+    workspace = finished_run.workspace
+    left = workspace.scratch_model(FINAL, "dog")
+    left.mkdir(parents=True)
+    (left / "history.csv").write_bytes((workspace.shared_model(FINAL) / "history.csv").read_bytes())
+    run_report(workspace)
+    _, text = parse(finished_run)
+    assert "training GANs of single classes" not in text
+
+
 def test_missing_or_other_inputs_are_named(finished_run: Any) -> None:
     path = finished_run.workspace.metrics / "gain.json"
     write_json(path, {"schema": 2})

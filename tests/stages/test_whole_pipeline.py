@@ -10,13 +10,13 @@ import torch
 from synthgen.artifacts import read_json
 from synthgen.dataset.predictions import load_predictions
 from synthgen.dataset.prepared import load_prepared
-from synthgen.dataset.shards import read_images
+from synthgen.dataset.shards import SyntheticRows, read_images, write_synthetic_shard
 from synthgen.errors import ArtifactError, ConfigError, LeakError
 from synthgen.gan.checkpoint import load_gan
 from synthgen.gan.sampling import sample_batch
 from synthgen.stages.adapt import run_adapt
 from synthgen.stages.assemble import run_assemble
-from synthgen.stages.challenge import run_challenge
+from synthgen.stages.challenge import load_pool, run_challenge
 from synthgen.stages.compare import run_compare
 from synthgen.stages.evaluate import run_evaluate
 from synthgen.stages.plan import run_plan
@@ -45,7 +45,8 @@ challenge: {arms: [best+synthetic, best+shared]}
 
 def _workspace(folder: Path, strategy: str = "adapted") -> Workspace:
     (folder / "data" / "raw").mkdir(parents=True)
-    (folder / "params.yaml").write_text(PARAMS.replace("STRATEGY", strategy))
+    text = PARAMS.replace("STRATEGY", strategy)
+    (folder / "params.yaml").write_text(text if strategy != "scratch" else text.replace(", best+shared", ""))
     return Workspace(folder)
 
 
@@ -200,6 +201,33 @@ def test_a_pinned_base_is_taken_by_digest_and_refused_where_it_leaks(finished: W
                     run_pretrain(other, fold, CPU)
     finally:
         pinned.write_text(text)
+
+
+def test_a_refused_class_keeps_its_share_of_the_draws(finished: Workspace) -> None:
+    # left out, it would be the one class that is never synthetic, and origin would tell the label
+    data = load_prepared(finished.prepared)
+    folder = finished.synthetic("f0")
+    kept = {name: (folder / name).read_bytes() for name in ("3.parquet", "3.shared.parquet")}
+    names = [finished.plan.classes[slug].class_name for slug in finished.plan.slugs]
+    none = np.zeros(0, np.float32)
+    rows = SyntheticRows(
+        np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, np.int64), np.zeros(0, np.int32), none, none, none
+    )
+    about = {"label": 3, "class_name": "3", "slug": "3", "fold": "f0", "generator_digest": "", "class_names": names}
+    try:
+        write_synthetic_shard(folder / "3.parquet", rows, **about)  # type: ignore[arg-type]
+        shared, stand_ins = load_pool(finished, "f0", "default", data)
+        assert stand_ins == {"3": "shared"}
+        assert np.sum(shared.labels == 3) == 20
+        (folder / "3.shared.parquet").unlink()
+        real, stand_ins = load_pool(finished, "f0", "default", data)
+        assert stand_ins == {"3": "real"}
+        train = data.split("f0").train
+        np.testing.assert_array_equal(real.images[real.labels == 3], data.images[train[data.labels[train] == 3]])
+    finally:
+        for name, content in kept.items():
+            (folder / name).write_bytes(content)
+    assert load_pool(finished, "f0", "default", data)[1] == {}
 
 
 def test_fault_03_a_flipped_byte_after_prepare_is_named(finished: Workspace) -> None:
