@@ -4,6 +4,8 @@ Owns construction from a name; refuses names that no library knows. Weights are 
 from the same ones, and nothing is downloaded.
 """
 
+import copy
+
 import torch
 from torch import Tensor, nn
 
@@ -58,7 +60,7 @@ def build_classifier(name: str, image_size: int, image_channels: int, n_classes:
     Returns:
         module from (N, image_channels, image_size, image_size) float32 to (N, n_classes) logits.
     Raises:
-        ConfigError: no such model, or timm is not installed.
+        ConfigError: no such model, one that cannot take such images, or timm is not installed.
     """
     network: nn.Module
     if name == SMALL:
@@ -73,7 +75,7 @@ def build_classifier(name: str, image_size: int, image_channels: int, n_classes:
         network = timm.create_model(
             name.removeprefix("timm:"), pretrained=False, num_classes=n_classes, in_chans=image_channels
         )
-        return network
+        return _fitting(name, network, image_size, image_channels, n_classes)
     from torchvision import models
 
     if name not in models.list_models(module=models):
@@ -81,7 +83,30 @@ def build_classifier(name: str, image_size: int, image_channels: int, n_classes:
             f"classifier.network {name!r} is neither {SMALL}, a torchvision model (resnet18, ...) nor timm:NAME"
         )
     network = models.get_model(name, weights=None, num_classes=n_classes)
-    return ThreeChannels(network) if image_channels == 1 else network
+    shown = ThreeChannels(network) if image_channels == 1 else network
+    return _fitting(name, shown, image_size, image_channels, n_classes)
+
+
+def _fitting(name: str, network: nn.Module, image_size: int, image_channels: int, n_classes: int) -> nn.Module:
+    """Hands `network` back if it turns such images into one row of logits each, in training too.
+
+    Some models want 224 px, others give several outputs while they train: better said here than after an hour.
+    """
+    trial = copy.deepcopy(network).train()
+    try:
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            logits = trial(torch.zeros(2, image_channels, image_size, image_size))
+    except (RuntimeError, ValueError, AssertionError, IndexError) as error:
+        raise ConfigError(
+            f"classifier.network {name!r} cannot take images of {image_size} px with {image_channels} channel(s) "
+            f"({' '.join(str(error).split())[:120]}); take {SMALL} or resnet18, or raise prepare.image_size"
+        ) from error
+    if not isinstance(logits, Tensor) or logits.shape != (2, n_classes):
+        raise ConfigError(
+            f"classifier.network {name!r} does not give one row of {n_classes} logits per image while it trains; "
+            f"take {SMALL} or resnet18"
+        )
+    return network
 
 
 def count_parameters(network: nn.Module) -> int:

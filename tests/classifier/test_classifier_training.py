@@ -161,6 +161,12 @@ def test_unknown_arms_and_networks_are_refused_by_name() -> None:
         build_classifier("timm:nothing_of_the_kind", 8, 1, 2, 8)
 
 
+@pytest.mark.parametrize("name", ["vit_b_16", "alexnet"])
+def test_networks_that_cannot_take_such_images_are_refused_before_training(name: str) -> None:
+    with pytest.raises(ConfigError, match=f"classifier.network '{name}'"):
+        build_classifier(name, 32, 3, 5, 8)
+
+
 @pytest.mark.parametrize("name", ["small_cnn", "resnet18", "timm:resnet18"])
 @pytest.mark.parametrize("channels", [1, 3])
 def test_networks_by_name(name: str, channels: int) -> None:
