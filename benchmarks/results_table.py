@@ -36,11 +36,15 @@ def results_markdown(project: Path) -> str:
         f"Look at this test data: number {record['looks']['look']}"
         + (", exploratory." if record["looks"]["exploratory"] else "."),
         "",
-        "| arm | balanced accuracy | macro-F1 | " + " | ".join(f"recall {slug}" for slug in scarce) + " |",
-        "| --- | --- | --- |" + " --- |" * len(scarce),
+        "| arm | balanced accuracy | macro-F1 | "
+        + " | ".join(f"recall {slug}" for slug in scarce)
+        + " | recall of the others |",
+        "| --- | --- | --- | --- |" + " --- |" * len(scarce),
     ]
     for arm, values in record["arms"].items():
+        others = [values["recall"][slug] for slug in classes if slug not in scarce]
         recalls = " | ".join(percent(values["recall"][slug]) for slug in scarce)
+        recalls += f" | {percent(sum(others) / len(others))}"
         lines.append(
             f"| `{arm}` | {percent(values['balanced_accuracy'])} | {percent(values['macro_f1'])} | {recalls} |"
         )
