@@ -19,6 +19,7 @@ from synthgen.config import ClassifierSection
 from synthgen.dataset.sampling import BalancedBatches, NaturalBatches
 from synthgen.dataset.transforms import TransformBank
 from synthgen.errors import TrainingError
+from synthgen.optim import Adam
 from synthgen.seeding import derive_seed, numpy_generator
 
 
@@ -187,14 +188,12 @@ def train_classifier(
         network = build_classifier(section.network, size, channels, n_classes, section.width).to(device).train()
         mix = _mixer(arm, n_classes, mix_alpha)
         network = network.to(memory_format=torch.channels_last)  # 15 % faster on a CPU, more on a GPU
-        optimizer = torch.optim.AdamW(
-            network.parameters(), lr=section.lr, weight_decay=section.weight_decay, fused=device.type in {"cpu", "cuda"}
-        )
+        optimizer = Adam(network.parameters(), lr=section.lr, weight_decay=section.weight_decay)
         warm_up = max(1, section.steps // 20)
         last = torch.zeros((), device=device)
         for step in range(section.steps):
             rate = min(1.0, (step + 1) / warm_up) * 0.5 * (1.0 + math.cos(math.pi * step / section.steps))
-            optimizer.param_groups[0]["lr"] = section.lr * rate
+            optimizer.lr = section.lr * rate
             batch = torch.cat([images[torch.from_numpy(rows[step]).to(images.device)] for images, rows in sources])
             x, y = to_input(batch.to(device)), targets[step]
             if mix is not None:
@@ -202,7 +201,7 @@ def train_classifier(
                 order = torch.randperm(len(x)).to(device)
                 x, y = mix(x[order], y[order])
             loss = _loss(arm, network(x), y, prior, section.label_smoothing)
-            optimizer.zero_grad(set_to_none=True)
+            optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch's own signature
             optimizer.step()
             last = loss.detach()

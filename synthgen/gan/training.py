@@ -23,6 +23,7 @@ from synthgen.gan.checkpoint import TrainedGan
 from synthgen.gan.diffaugment import diffaugment, jitter_reals
 from synthgen.gan.losses import d_loss, g_loss, gradient_penalty
 from synthgen.gan.networks import Discriminator, GanShape, Generator
+from synthgen.optim import Adam
 from synthgen.progress import progress_bar
 from synthgen.seeding import derive_seed, numpy_generator, torch_generator
 
@@ -133,9 +134,8 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
         ema.module.load_state_dict(start.generator.state_dict())
         ema.n_averaged.fill_(1)
     g_rate, d_rate = section.g_lr * lr_factor, section.d_lr * lr_factor
-    fused = device.type in {"cpu", "cuda"}
-    g_optimizer = torch.optim.Adam(generator.parameters(), lr=g_rate, betas=section.betas, fused=fused)
-    d_optimizer = torch.optim.Adam(discriminator.parameters(), lr=d_rate, betas=section.betas, fused=fused)
+    g_optimizer = Adam(generator.parameters(), lr=g_rate, betas=section.betas)
+    d_optimizer = Adam(discriminator.parameters(), lr=d_rate, betas=section.betas)
     run = GanRun(generator, discriminator)
     is_fake = torch.arange(2 * section.batch, device=device) >= section.batch
     sums = torch.zeros(8, device=device)
@@ -156,7 +156,7 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
         for step in range(total):
             decay = _decay(step / total, section.lr_decay_from)
             for optimizer, rate in ((g_optimizer, g_rate), (d_optimizer, d_rate)):
-                optimizer.param_groups[0]["lr"] = rate * decay
+                optimizer.lr = rate * decay
 
             # Reals of this step, jittered; fakes carry the same labels.
             rows = torch.from_numpy(batches.take()).to(device)
@@ -180,7 +180,7 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
                 sums[2] += r1.detach().mean()
                 sums[3] += r2.detach().mean()
                 sums[6] += 1
-            d_optimizer.zero_grad(set_to_none=True)
+            d_optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch's own signature
             d_optimizer.step()
             with torch.no_grad():
@@ -193,7 +193,7 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
             x = augment(torch.cat([reals, generator(latents(len(y)), y)]))
             real_logits, fake_logits = discriminator(x, y.repeat(2), is_fake).chunk(2)
             loss = g_loss(real_logits.detach(), fake_logits)
-            g_optimizer.zero_grad(set_to_none=True)
+            g_optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch's own signature
             g_optimizer.step()
             discriminator.requires_grad_(True)
