@@ -20,16 +20,17 @@ help:
 
 install: $(INSTALLED)
 
+# Compiled at once: where PYTHONDONTWRITEBYTECODE is set, every stage would compile torch anew.
 # uv where there is one, else pip fetches it (pip alone takes many minutes for torch), else pip alone; every version is
 # pinned in constraints.txt
 $(INSTALLED): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null 2>&1; then \
 	  uv venv --quiet --allow-existing --python "$(PYTHON)" $(VENV) && \
-	  VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install --quiet -c constraints.txt -e ".[pipelines,timm,dev]"; \
+	  VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install --quiet --compile-bytecode -c constraints.txt -e ".[pipelines,timm,dev]"; \
 	else \
 	  $(PYTHON) -m venv $(VENV) && \
 	  if $(BIN)/python -m pip install --quiet -c constraints.txt uv; then \
-	    VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet -c constraints.txt -e ".[pipelines,timm,dev]"; \
+	    VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -e ".[pipelines,timm,dev]"; \
 	  else \
 	    $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[pipelines,timm,dev]"; \
 	  fi; \

@@ -94,7 +94,7 @@ _CLAUSES = {
     HURTS: ("Recall of ", " falls."),
     PROMISING: ("For ", " the gain looks real, but there are too few folds to claim it."),
     NO_EVIDENCE: ("For ", " no gain was found over the best way of training without them."),
-    CANNOT_TELL: ("For ", " there are too few test objects to say."),
+    CANNOT_TELL: ("For ", " the test images cannot tell."),
 }
 
 
