@@ -2,8 +2,8 @@
 
     python benchmarks/a_against_a.py PROJECT [N]
 
-PROJECT is one that `dvc repro` has finished. Its arm `classical` is trained again under N other seeds; each stands in for
-the challenger in a copy of the project, and `compare` gives its verdict. Nothing in PROJECT is changed.
+PROJECT is one that `dvc repro` has finished. Its arm `classical` is trained again under N other seeds; each stands in
+for the challenger in a copy of the project, and `compare` gives its verdict. Nothing in PROJECT is changed.
 """
 
 import shutil

@@ -117,6 +117,8 @@ class Toy:
             stderr=subprocess.PIPE,
             text=True,
             start_new_session=True,
+            # tests started in the background of a shell inherit an ignored SIGINT; a flow at a terminal does not
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )
 
     def set_seconds(self, seconds: float) -> None:
