@@ -118,7 +118,7 @@ class Toy:
             text=True,
             start_new_session=True,
             # tests started in the background of a shell inherit an ignored SIGINT; a flow at a terminal does not
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # noqa: PLW1509  no threads here
         )
 
     def set_seconds(self, seconds: float) -> None:
