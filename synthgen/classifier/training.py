@@ -187,7 +187,7 @@ def train_classifier(
         torch.manual_seed(derive_seed(seed, "classifier"))
         network = build_classifier(section.network, size, channels, n_classes, section.width).to(device).train()
         mix = _mixer(arm, n_classes, mix_alpha)
-        network = network.to(memory_format=torch.channels_last)  # 15 % faster on a CPU, more on a GPU
+        network = network.to(memory_format=torch.channels_last)  # 15 % faster, 8 px on a CPU
         optimizer = Adam(network.parameters(), lr=section.lr, weight_decay=section.weight_decay)
         warm_up = max(1, section.steps // 20)
         last = torch.zeros((), device=device)
