@@ -20,6 +20,14 @@ MAX_PARAMS_BYTES = 1_000_000
 Share = Annotated[float, Field(ge=0.0, lt=1.0)]
 Positive = Annotated[float, Field(gt=0.0)]
 Count = Annotated[int, Field(ge=1)]
+NotNegative = Annotated[float, Field(ge=0.0)]
+
+Architecture = Literal["resnet", "dcgan", "style", "translate_masked", "translate_free", "super_resolution"]
+Conditioning = Literal["projection", "concatenation", "none"]
+Activation = Literal["relu", "leaky_relu", "selu"]
+GeneratorOutput = Literal["tanh", "sigmoid"]
+DiscriminatorNorm = Literal["none", "batch", "spectral"]
+LossName = Literal["relativistic", "non_saturating", "hinge", "wasserstein"]
 
 
 class Section(BaseModel):
@@ -82,13 +90,59 @@ class PrepareSection(Section):
 
 
 class GeneratorSection(Section):
-    """Size of the conditional generator and discriminator."""
+    """Kind and size of the conditional generator and discriminator."""
 
+    architecture: Architecture = "resnet"
+    conditioning: Conditioning = "projection"
+    auxiliary: bool = Field(default=False, description="a second head of D names the class (AC-GAN)")
     latents: Count = 48
     embedding: Count = 32
     channels: Count = Field(default=16, description="channels at full resolution; doubled at each halving")
     max_channels: Count = 128
-    minibatch_std: Annotated[float, Field(ge=0.0)] = 3.0
+    minibatch_std: NotNegative = 3.0
+    activation: Activation = "leaky_relu"
+    output: GeneratorOutput = "tanh"
+    d_norm: DiscriminatorNorm | Literal["auto"] = Field(
+        default="auto", description="auto: spectral for resnet, batch for dcgan, none for the others"
+    )
+    dropout: Share = 0.0
+    progressive: bool = Field(default=False, description="grow both networks from 8 px")
+    low_size: Count = Field(default=32, description="side of the images that super_resolution starts from")
+
+
+class AdaptiveSection(Section):
+    """Adaptive strength of DiffAugment (ADA): the probability of each transform follows D's overfitting."""
+
+    target: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.6
+    ramp_kimg: Positive = Field(default=100.0, description="thousands of images from probability 0 to 1")
+
+
+class MonitorSection(Section):
+    """What is measured at every tick, on features of a network of our own."""
+
+    samples_per_class: Annotated[int, Field(ge=4)] = 32
+    reals_per_class: Annotated[int, Field(ge=4)] = 100
+    held_out: Share = Field(default=0.05, description="of the groups of each class, kept from the GAN to judge it by")
+    min_class_images: Count = Field(default=40, description="a smaller class holds nothing out")
+    feature_steps: Annotated[int, Field(ge=0)] = 200
+
+
+class StopSection(Section):
+    """When a training ends before its budget, and when it is taken back."""
+
+    plateau_ticks: Annotated[int, Field(ge=0)] = Field(default=0, description="ticks without a better score; 0: never")
+    equilibrium_ticks: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="ticks in a row in which D is right about half of the time; 0: never"
+    )
+    equilibrium_width: Annotated[float, Field(gt=0.0, le=0.5)] = 0.02
+    min_nearest_ratio: NotNegative = Field(
+        default=0.0, description="stop where samples lie nearer to training images than this; 0: never"
+    )
+    collapse_ratio: NotNegative = Field(
+        default=0.05, description="of the reals' diversity; below it after above: taken back"
+    )
+    max_rollbacks: Annotated[int, Field(ge=0)] = 3
+    rollback_lr: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
 
 
 class BaseGanSection(Section):
@@ -104,19 +158,45 @@ class PretrainSection(Section):
     network: GeneratorSection = GeneratorSection()
     kimg: Positive = 140.0
     batch: Annotated[int, Field(ge=4)] = 64
+    class_temper: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.0, description="a class is shown by its count to this power: 0 all equally, 1 as they are"
+    )
+
+    optimizer: Literal["adam", "rmsprop"] = "adam"
     g_lr: Positive = 8e-4
     d_lr: Positive = 8e-4
     betas: tuple[float, float] = (0.0, 0.99)
+    d_steps: Count = 1
     lr_decay_from: Annotated[float, Field(gt=0.0, le=1.0)] = 0.6
+    initialisation: Literal["default", "normal", "orthogonal"] = "default"
     ema: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.998
-    r1_gamma: Annotated[float, Field(ge=0.0)] = 0.01
+
+    loss: LossName = "relativistic"
+    label_smoothing: Share = 0.0
+    label_noise: Annotated[float, Field(ge=0.0, lt=0.5)] = 0.0
+    auxiliary_weight: NotNegative = 1.0
+    r1_gamma: NotNegative = 0.01
+    r2_gamma: NotNegative = 0.01
     r1_every: Count = 4
+    wasserstein_penalty: NotNegative = 0.0
+    lecam: NotNegative = 0.0
+    consistency: NotNegative = 0.0
+    clip_gradients: Positive | None = None
+
+    class_ramp: Share = Field(default=0.0, description="share of the training in which the class input is let in")
+    grow_until: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     real_transforms: Annotated[float, Field(ge=0.0, le=1.0)] = 0.6
     diffaugment_translation: Annotated[float, Field(ge=0.0, le=0.5)] = 0.125
     diffaugment_cutout: Annotated[float, Field(ge=0.0, le=0.9)] = 0.2
     diffaugment_color: bool = False
+    adaptive: AdaptiveSection | None = None
     flip: bool = False
+
     tick_kimg: Positive = 16.0
+    monitor: MonitorSection = MonitorSection()
+    stop: StopSection = StopSection()
+    precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 on CUDA, else fp32")
+    compile: bool = Field(default=False, description="torch.compile where no double backward runs (CUDA)")
     base: dict[str, BaseGanSection] | None = None
 
 
@@ -126,6 +206,9 @@ class AdaptSection(Section):
     kimg: Positive = 20.0
     lr_factor: Positive = 0.25
     shared_share: Share = 0.5
+    freeze_blocks: Annotated[int, Field(ge=0)] = Field(
+        default=0, description="first parts of D left as they are (FreezeD)"
+    )
 
 
 class ScratchSection(Section):

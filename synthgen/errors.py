@@ -8,6 +8,7 @@ SynthgenError
 ├── ArtifactError      a file written by an earlier stage is missing, altered or of another schema
 ├── DeviceError        the requested device is not there
 ├── TrainingError      a training could not start or did not converge to finite numbers
+│   └── DivergedError  it came to ruin again and again; only the class that it was for is lost
 └── MeasurementError   predictions do not allow the requested comparison
 
 A message says what happened, why, and what to do, with the value and the limit it broke.
@@ -17,6 +18,7 @@ __all__ = [
     "ArtifactError",
     "ConfigError",
     "DeviceError",
+    "DivergedError",
     "LeakError",
     "MeasurementError",
     "PlanError",
@@ -56,6 +58,10 @@ class DeviceError(SynthgenError):
 
 class TrainingError(SynthgenError):
     """A training could not start or did not stay finite."""
+
+
+class DivergedError(TrainingError):
+    """A training came to ruin again and again; only the class that it was for is lost."""
 
 
 class MeasurementError(SynthgenError):

@@ -7,9 +7,9 @@ that use an installed synthgen and have no source code beside their data. A plan
 
 VERSIONS = {
     "dataset": 1,
-    "gan": 1,
+    "gan": 2,
     "selection": 1,
     "classifier": 2,
     "metrics": 1,
-    "report": 1,
+    "report": 2,
 }

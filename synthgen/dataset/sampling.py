@@ -5,6 +5,7 @@ class walks through shuffled copies of its rows, so that every image of a class 
 """
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -82,6 +83,23 @@ class BalancedBatches:
         rest = self.batch - int(counts.sum())
         np.add.at(counts, self.rng.choice(chosen, size=rest, p=shares), 1)
         return counts
+
+    def state(self) -> dict[str, Any]:
+        """JSON values that decide every later batch."""
+        waiting = {str(label): stream.waiting.tolist() for label, stream in self.streams.items()}
+        return {"rng": self.rng.bit_generator.state, "waiting": waiting}
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """Goes back to a `state` of a sampler of the same rows."""
+        self.rng.bit_generator.state = state["rng"]
+        for label, stream in self.streams.items():
+            stream.waiting = np.array(state["waiting"][str(label)], dtype=np.int64)
+
+    def reseed(self, rng: np.random.Generator) -> None:
+        """Goes on with other random numbers."""
+        self.rng = rng
+        for stream in self.streams.values():
+            stream.rng = rng
 
     def take(self) -> NDArray[np.int64]:
         """Rows of the next batch, (batch,) int64, ordered by label."""

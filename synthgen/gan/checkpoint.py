@@ -4,7 +4,7 @@ Owns the folder form of docs/schema.md (`models/FOLD/...`). Refuses weights whos
 one that model.json names: neither safetensors nor torch notices a flipped byte.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,11 @@ from safetensors.torch import load_file, save_file
 
 from synthgen.artifacts import digest_of, read_json, sha256_bytes, write_json
 from synthgen.errors import ArtifactError
-from synthgen.gan.networks import Discriminator, GanShape, Generator
+from synthgen.gan.architectures.build import build_discriminator, build_generator
+from synthgen.gan.architectures.interface import Discriminator, Generator
+from synthgen.gan.architectures.shape import GanShape
 
-SCHEMA = 1
+SCHEMA = 2
 
 
 @dataclass(frozen=True)
@@ -57,8 +59,25 @@ def save_gan(folder: Path, gan: TrainedGan) -> None:
     for name, network in (("generator", gan.generator), ("discriminator", gan.discriminator)):
         state = {key: value.detach().cpu().contiguous() for key, value in network.state_dict().items()}
         save_file(state, folder / f"{name}.safetensors")
-    about = {"schema": SCHEMA, **gan.about, "shape": gan.generator.shape.as_dict(), "generator_digest": gan.digest}
+    about = {
+        "schema": SCHEMA,
+        **gan.about,
+        "shape": gan.generator.shape.as_dict(),
+        "judged_size": gan.discriminator.shape.image_size,
+        "generator_digest": gan.digest,
+    }
     write_json(folder / "model.json", about)
+
+
+def save_failure(folder: Path, about: dict[str, Any], reason: str) -> None:
+    """Writes a model.json that says why there are no weights."""
+    write_json(folder / "model.json", {"schema": SCHEMA, **about, "failed": reason})
+
+
+def failure_of(folder: Path) -> str | None:
+    """Why `folder` holds no weights, or None where it does."""
+    reason = read_json(folder / "model.json").get("failed")
+    return None if reason is None else str(reason)
 
 
 def load_gan(folder: Path, device: torch.device) -> TrainedGan:
@@ -70,10 +89,12 @@ def load_gan(folder: Path, device: torch.device) -> TrainedGan:
     about = read_json(folder / "model.json")
     if about.get("schema") != SCHEMA:
         raise ArtifactError(f"{folder / 'model.json'} has schema {about.get('schema')}, this version reads {SCHEMA}")
+    if "failed" in about:
+        raise ArtifactError(f"{folder} holds no generator: {about['failed']}")
     shape = GanShape(**about["shape"])
     networks: dict[str, Generator | Discriminator] = {
-        "generator": Generator(shape),
-        "discriminator": Discriminator(shape),
+        "generator": build_generator(shape),
+        "discriminator": build_discriminator(replace(shape, image_size=about["judged_size"])),
     }
     for name, network in networks.items():
         path = folder / f"{name}.safetensors"

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from synthgen.gan.networks import Discriminator, Generator
-from synthgen.gan.training import to_uint8
+from synthgen.gan.architectures.interface import Discriminator, Generator
+from synthgen.gan.pixels import to_uint8
 from synthgen.seeding import derive_seed
 
 
@@ -53,14 +53,16 @@ def sample_batch(
         label: class to make.
         seed: names the batch of latents; drawn on the CPU, so that it is the same on every device.
         batch: number of images; part of what fixes the last bit.
-        truncation: factor on the latents, in (0, 1]; below 1 trades variety for likeness.
+        truncation: factor on the latents (`style`: on the distance from the mean style), in (0, 1]; below 1 trades
+            variety for likeness.
         device: to compute on.
         discriminator: scores the images; None gives scores of 0.
     Returns:
         the images in the order of their positions.
     """
-    latents = torch.randn(batch, generator.shape.latents, generator=torch.Generator().manual_seed(seed)) * truncation
+    latents = torch.randn(batch, generator.shape.latents, generator=torch.Generator().manual_seed(seed))
     labels = torch.full((batch,), label, device=device)
+    generator.truncation = truncation
     images = generator(latents.to(device), labels)
     scores = discriminator(images, labels) if discriminator is not None else torch.zeros(batch)
     return Sampled(

@@ -1,80 +1,69 @@
 """The training loop of a conditional GAN, read top to bottom.
 
-Owns one game from data to trained networks; refuses to hand back numbers that are not finite. The same
-loop trains the shared GAN, adapts it to one class (start from `start`, `weights` that favour the class)
-and trains from scratch. Durations are in kimg, thousands of real images shown to D.
+Owns one game from data to trained networks: ticks, what is measured at them, when to take a tick back, when to stop,
+and going on after a kill. The same loop trains the shared GAN, adapts it to one class (`start`, and `weights` that
+favour the class), trains from scratch, and trains image-to-image generators (`scene`). Durations are in kimg, thousands
+of real images shown to D.
 """
 
 import copy
-import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+import logging
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.optim.swa_utils import AveragedModel
 
 from synthgen.config import PretrainSection, TransformsSection
 from synthgen.dataset.sampling import BalancedBatches
-from synthgen.errors import TrainingError
+from synthgen.errors import DivergedError, TrainingError
+from synthgen.gan.architectures.build import build_discriminator, build_generator
+from synthgen.gan.architectures.interface import Discriminator, Generator
+from synthgen.gan.architectures.shape import GanShape
 from synthgen.gan.checkpoint import TrainedGan
-from synthgen.gan.diffaugment import diffaugment, jitter_reals
-from synthgen.gan.losses import d_loss, g_loss, gradient_penalty
-from synthgen.gan.networks import Discriminator, GanShape, Generator
-from synthgen.optim import Adam
+from synthgen.gan.game import Game, progress_at
+from synthgen.gan.history import ClassTick, Rollback, Tick
+from synthgen.gan.monitors import Monitor, illness, reason_to_stop, summarise
+from synthgen.gan.pixels import to_uint8
+from synthgen.gan.regularisers import initialise
+from synthgen.gan.scenes import FreeScene, NoiseScene, Scene
+from synthgen.gan.state import Snapshot, load_snapshot, save_snapshot
 from synthgen.progress import progress_bar
 from synthgen.seeding import derive_seed, numpy_generator, torch_generator
 
+logger = logging.getLogger(__name__)
+
 N_GRID_PER_CLASS = 8
-
-
-@dataclass(frozen=True)
-class Tick:
-    """One row of history.csv: means since the last tick.
-
-    Attributes:
-        kimg: real images shown so far, in thousands.
-        d_loss, g_loss: nats; ln 2 at equilibrium.
-        r1, r2: squared gradient norms on reals and fakes, before gamma.
-        d_real, d_fake: share of reals (fakes) whose logit is above (below) the mean of all logits; 0.5 at equilibrium.
-    """
-
-    kimg: float
-    d_loss: float
-    g_loss: float
-    r1: float
-    r2: float
-    d_real: float
-    d_fake: float
+SAMPLE_BATCH = 256
+LEAST_PART = 4
+"""Images in a part of a batch; an accelerator too small for that is too small."""
 
 
 @dataclass
 class GanRun:
-    """What a training leaves: networks, the history and a sample grid of fixed latents per tick.
+    """What a training leaves.
 
     Attributes:
-        generator: EMA weights in eval mode; discriminator: the last weights in eval mode.
-        history: one Tick per tick.
-        grids: one (n_classes, N_GRID_PER_CLASS, H, W, C) uint8 array per tick.
+        generator: averaged weights of the best tick, in eval mode; discriminator: D's weights of that tick.
+        history: one Tick per tick that was kept; classes: one row per class and tick.
+        grids: one (n_classes, N_GRID_PER_CLASS, H, W, C) uint8 array of fixed latents per tick.
+        rollbacks: ticks that were taken back.
+        best: index in `history` of the tick whose weights these are.
+        stopped: why before the budget was spent, or None.
     """
 
     generator: Generator
     discriminator: Discriminator
     history: list[Tick] = field(default_factory=list)
+    classes: list[ClassTick] = field(default_factory=list)
     grids: list[NDArray[np.uint8]] = field(default_factory=list)
-
-
-def to_unit_range(images: NDArray[np.uint8]) -> Tensor:
-    """(N, H, W, C) uint8 to (N, C, H, W) float32 in [-1, 1]."""
-    return torch.from_numpy(np.ascontiguousarray(images)).permute(0, 3, 1, 2).float().div_(127.5).sub_(1.0)
-
-
-def to_uint8(images: Tensor) -> NDArray[np.uint8]:
-    """(N, C, H, W) float32 in [-1, 1] to (N, H, W, C) uint8, rounded."""
-    scaled = images.add(1.0).mul(127.5).round().clamp(0, 255).to(torch.uint8)
-    return scaled.permute(0, 2, 3, 1).contiguous().cpu().numpy()
+    rollbacks: list[Rollback] = field(default_factory=list)
+    best: int | None = None
+    stopped: str | None = None
 
 
 def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
@@ -90,6 +79,11 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
     weights: Mapping[int, float] | None = None,
     start: TrainedGan | None = None,
     lr_factor: float = 1.0,
+    freeze_blocks: int = 0,
+    scene: Scene | None = None,
+    judged_size: int | None = None,
+    monitor: Monitor | None = None,
+    scratch: Path | None = None,
     description: str = "gan",
 ) -> GanRun:
     """Trains a class-conditional GAN.
@@ -97,174 +91,268 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
     Args:
         images: (n, H, W, C) uint8 training images, nothing else.
         labels: (n,) int64 below `shape.n_classes`.
-        shape: of both networks.
-        section: learning rates, regularisers, EMA, batch (section `pretrain`).
+        shape: of the generator.
+        section: learning rates, losses, regularisers, average, batch (section `pretrain`).
         transforms: amplitudes of the jitter of reals.
         kimg: how long.
         seed: of this training; equal seed, data and machine give equal weights.
         device: to train on.
-        weights: label -> share of the reals shown; None shows every occurring class equally often.
+        weights: label -> share of the reals shown; None: by `section.class_temper`, as a rule all equally often.
         start: networks to start from instead of fresh ones.
         lr_factor: on both learning rates.
-        description: for the progress bar.
+        freeze_blocks: first parts of D that stay as they are.
+        scene: what D is shown and G is given; None: whole images from noise.
+        judged_size: side of what D is shown, in px, where the scene shows crops.
+        monitor: judges the samples of every tick; None: only the game's own numbers, and the last tick wins.
+        scratch: folder for the state of this very training (see `synthgen.gan.state`); None: a kill loses it.
+        description: for the progress bar and messages.
     Returns:
-        the EMA generator, the discriminator, and the history.
+        the averaged generator and the discriminator of the best tick, and the history.
     Raises:
-        TrainingError: a class without images, or a loss that is no longer finite.
+        TrainingError: a class without images, or too little memory.
+        DivergedError: ruin after `stop.max_rollbacks` roll-backs.
     """
-    # Set-up: one random stream per purpose.
-    total = max(1, round(kimg * 1000 / section.batch))
-    tick_length = max(1, round(section.tick_kimg * 1000 / section.batch))
-    batches = BalancedBatches(labels, section.batch, numpy_generator(seed, "batches"), weights)
-    noise = torch_generator(seed, "noise", device=device.type)
-    fixed_noise = torch_generator(seed, "grid")
-
-    # Data stays on the device as uint8.
-    data = torch.from_numpy(np.ascontiguousarray(images)).to(device)  # (n, H, W, C)
-    data_labels = torch.from_numpy(labels).to(device)
-    grid_labels = torch.arange(shape.n_classes).repeat_interleave(N_GRID_PER_CLASS).to(device)
-    grid_latents = torch.randn(len(grid_labels), shape.latents, generator=fixed_noise).to(device)
-
-    # Networks, their average, optimisers.
-    generator, discriminator = _networks(shape, start, seed)
-    generator.to(device).train().requires_grad_(True)
-    discriminator.to(device).train().requires_grad_(True)
-    ema = AveragedModel(generator, multi_avg_fn=ramped_ema(section.ema), use_buffers=True)
-    if start is not None:
-        ema.module.load_state_dict(start.generator.state_dict())
-        ema.n_averaged.fill_(1)
-    g_rate, d_rate = section.g_lr * lr_factor, section.d_lr * lr_factor
-    g_optimizer = Adam(generator.parameters(), lr=g_rate, betas=section.betas)
-    d_optimizer = Adam(discriminator.parameters(), lr=d_rate, betas=section.betas)
+    # The board: data on the device as uint8, one random stream per purpose.
+    total = max(1, round(kimg * 1000 / (section.batch * section.d_steps)))
+    n_per_step = section.batch * section.d_steps
+    tick_length = min(total, max(1, round(section.tick_kimg * 1000 / n_per_step)))
+    generator, discriminator = _networks(shape, judged_size, start, section, seed)
+    # convolutions of this size are a tenth to a fifth faster so
+    generator = generator.to(device).to(memory_format=torch.channels_last)
+    discriminator = discriminator.to(device).to(memory_format=torch.channels_last)
+    if scene is None:
+        data = torch.from_numpy(np.ascontiguousarray(images)).to(device)  # (n, H, W, C)
+        scene = NoiseScene(data, transforms, section.real_transforms, section.flip)
+    batches = BalancedBatches(
+        labels, section.batch, numpy_generator(seed, "batches"), weights or _tempered(labels, section.class_temper)
+    )
+    game = Game(
+        generator,
+        discriminator,
+        scene,
+        batches,
+        torch.from_numpy(labels).to(device),
+        section,
+        seed=seed,
+        lr_factor=lr_factor,
+        tick_length=tick_length,
+        ema_updates=0 if start is None else 1,
+        freeze_blocks=freeze_blocks,
+    )
+    shown = _Showcase(shape, scene, monitor, seed, device)
     run = GanRun(generator, discriminator)
-    is_fake = torch.arange(2 * section.batch, device=device) >= section.batch
-    sums = torch.zeros(8, device=device)
-
-    def augment(x: Tensor) -> Tensor:
-        return diffaugment(
-            x,
-            noise,
-            translate=section.diffaugment_translation,
-            cut=section.diffaugment_cutout,
-            with_color=section.diffaugment_color and shape.image_channels == 3,
-        )
-
-    def latents(n: int) -> Tensor:
-        return torch.randn(n, shape.latents, generator=noise, device=device)
+    best = _restore(scratch, game, run)
+    last_good = game.snapshot()
 
     with progress_bar(description, total) as advance:
-        for step in range(total):
-            decay = _decay(step / total, section.lr_decay_from)
-            for optimizer, rate in ((g_optimizer, g_rate), (d_optimizer, d_rate)):
-                optimizer.lr = rate * decay
-
-            # Reals of this step, jittered; fakes carry the same labels.
-            rows = torch.from_numpy(batches.take()).to(device)
-            y = data_labels[rows]
-            reals = data[rows].permute(0, 3, 1, 2).float().div(127.5).sub(1.0)  # (N, C, H, W)
-            reals = jitter_reals(reals, transforms, section.real_transforms, noise, flip=section.flip)
-
-            # Discriminator.
-            with torch.no_grad():
-                fakes = generator(latents(len(y)), y)
-            penalise = section.r1_gamma > 0.0 and step % section.r1_every == 0
-            x = augment(torch.cat([reals, fakes])).requires_grad_(penalise)  # (2N, C, H, W), reals first
-            logits = discriminator(x, y.repeat(2), is_fake)
-            real_logits, fake_logits = logits.chunk(2)
-            loss = d_loss(real_logits, fake_logits)
-            sums[0] += loss.detach()
-            if penalise:
-                r1, r2 = gradient_penalty(logits, x).chunk(2)
-                # lazy: every r1_every steps with r1_every times the weight (Karras et al. 2020, arXiv:1912.04958, B)
-                loss = loss + (r1 + r2).mean() * (section.r1_gamma / 2 * section.r1_every)
-                sums[2] += r1.detach().mean()
-                sums[3] += r2.detach().mean()
-                sums[6] += 1
-            d_optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's own signature
-            d_optimizer.step()
-            with torch.no_grad():
-                middle = 0.5 * (real_logits.mean() + fake_logits.mean())
-                sums[4] += (real_logits > middle).float().mean()
-                sums[5] += (fake_logits < middle).float().mean()
-
-            # Generator.
-            discriminator.requires_grad_(False)
-            x = augment(torch.cat([reals, generator(latents(len(y)), y)]))
-            real_logits, fake_logits = discriminator(x, y.repeat(2), is_fake).chunk(2)
-            loss = g_loss(real_logits.detach(), fake_logits)
-            g_optimizer.zero_grad()
-            loss.backward()  # type: ignore[no-untyped-call]  # torch's own signature
-            g_optimizer.step()
-            discriminator.requires_grad_(True)
-            ema.update_parameters(generator)
-            sums[1] += loss.detach()
-            sums[7] += 1
-
-            # Once a tick: look at the numbers, keep a grid.
+        advance(game.step)
+        while game.step < total and run.stopped is None:
+            progress = progress_at(game.step / total, section, shape.first_level, shape.n_halvings)
+            at_tick = (game.step + 1) % tick_length == 0 or game.step + 1 == total
+            try:
+                game.play(progress, look=at_tick)
+            except torch.OutOfMemoryError as error:
+                _work_in_smaller_parts(game, last_good, section.batch, description, error)
+                continue
             advance()
-            if (step + 1) % tick_length == 0 or step + 1 == total:
-                tick = _tick((step + 1) * section.batch / 1000, sums)
-                if not math.isfinite(tick.d_loss + tick.g_loss + tick.r1 + tick.r2):
-                    raise TrainingError(
-                        f"{description}: loss is no longer finite at {tick.kimg:.1f} kimg ({tick}); "
-                        "lower pretrain.g_lr and pretrain.d_lr or raise pretrain.r1_gamma"
-                    )
-                run.history.append(tick)
-                run.grids.append(_grid(ema.module, grid_latents, grid_labels, shape))
-                sums.zero_()
+            if not at_tick:
+                continue
 
-    averaged = ema.module.eval().requires_grad_(False)
-    assert isinstance(averaged, Generator)
-    run.generator = averaged
-    discriminator.eval().requires_grad_(False)
+            # Once a tick: look at the numbers and at samples.
+            tick = _tick(game, n_per_step, tick_length, len(run.rollbacks))
+            tick, classes = shown.look(tick, game)
+            reason = illness(tick, classes, _healthiest(run.classes), section.stop)
+            if reason is not None:
+                _take_back(game, last_good, run, Rollback(tick.kimg, reason), section, description)
+                continue
+            run.history.append(tick)
+            run.classes += classes
+            run.grids.append(shown.grid(game))
+            is_whole = progress.class_share == 1.0 and progress.growth == shape.n_halvings
+            if is_whole and _is_better(tick, run):
+                run.best, best = len(run.history) - 1, _networks_of(game)
+            if is_whole:
+                run.stopped = reason_to_stop(run.history, run.best, section.stop)
+
+            # A good state to fall back on, in memory and on disk.
+            last_good = game.snapshot()
+            if scratch is not None:
+                save_snapshot(scratch, _whole_state(last_good, run, best), game.step)
+
+    run.generator, run.discriminator = game.finished_networks()
+    if best is not None:
+        run.generator.load_state_dict(best["generator"])
+        run.discriminator.load_state_dict(best["discriminator"])
+    for network in (run.generator, run.discriminator):
+        network.class_share, network.growth = 1.0, float(network.shape.n_halvings)
     return run
 
 
-def ramped_ema(decay: float) -> Callable[[Sequence[Tensor], Sequence[Tensor], Tensor | int], None]:
-    """An exponential moving average that forgets its first steps sooner.
+class _Showcase:
+    """Samples of fixed latents and fixed content, so that ticks can be compared."""
 
-    Args:
-        decay: of a long training; step n uses min(decay, (1 + n) / (10 + n)), so that a short training is not
-            averaged over its own beginning (with 0.998 and 750 steps, a third of the weight would be).
-    Returns:
-        `multi_avg_fn` of `AveragedModel`: moves the averaged tensors in place; integers are copied.
-    Source: the ramp of TensorFlow's ExponentialMovingAverage (`num_updates`).
-    """
+    def __init__(self, shape: GanShape, scene: Scene, monitor: Monitor | None, seed: int, device: torch.device) -> None:
+        # samples for people and monitors are never made from a picture of their own class
+        self.scene = scene.for_sampling() if isinstance(scene, FreeScene) else scene
+        self.shape, self.monitor, self.seed, self.device = shape, monitor, seed, device
+        self.grid_labels = torch.arange(shape.n_classes).repeat_interleave(N_GRID_PER_CLASS)
 
     @torch.no_grad()
-    def update(averaged: Sequence[Tensor], current: Sequence[Tensor], n: Tensor | int) -> None:
-        rate = min(decay, (1.0 + float(n)) / (10.0 + float(n)))
-        for old, new in zip(averaged, current, strict=True):
-            if old.is_floating_point():
-                old.lerp_(new, 1.0 - rate)
-            else:
-                old.copy_(new)
+    def _samples(self, game: Game, labels: Tensor, name: str) -> tuple[Tensor, Tensor]:
+        """(n, C, H, W) samples of the averaged generator, and (n, C, S, S) what D would be shown of them."""
+        latents = torch.randn(len(labels), self.shape.latents, generator=torch_generator(self.seed, name))
+        chance = torch_generator(self.seed, name, "content", device=str(self.device))
+        network = game.average.network
+        network.eval()
+        made, seen = [], []
+        for first in range(0, len(labels), SAMPLE_BATCH):
+            y = labels[first : first + SAMPLE_BATCH].to(self.device)
+            content = self.scene.content(y, chance)
+            fakes = network(latents[first : first + SAMPLE_BATCH].to(self.device), y, *content)
+            made.append(fakes)
+            seen.append(self.scene.view(fakes, content))
+        network.train()
+        return torch.cat(made), torch.cat(seen)
 
-    return update
+    def grid(self, game: Game) -> NDArray[np.uint8]:
+        """(n_classes, N_GRID_PER_CLASS, H, W, C) uint8."""
+        images = to_uint8(self._samples(game, self.grid_labels, "grid")[0])
+        return images.reshape(self.shape.n_classes, -1, *images.shape[1:])
+
+    def look(self, tick: Tick, game: Game) -> tuple[Tick, list[ClassTick]]:
+        """The tick with what its samples look like, and the classes."""
+        if self.monitor is None:
+            return tick, []
+        labels = torch.from_numpy(self.monitor.sample_labels())
+        made, seen = self._samples(game, labels, "monitor")
+        classes = self.monitor.measure(to_uint8(made), tick.kimg)
+        overfitting = None
+        if seen.shape == made.shape:
+            overfitting = self.monitor.overfitting(game.discriminator, seen, labels.to(self.device))
+        means: dict[str, Any] = summarise(classes)
+        return replace(tick, overfitting=overfitting, **means), classes
 
 
-def _networks(shape: GanShape, start: TrainedGan | None, seed: int) -> tuple[Generator, Discriminator]:
+def _networks(
+    shape: GanShape, judged_size: int | None, start: TrainedGan | None, section: PretrainSection, seed: int
+) -> tuple[Generator, Discriminator]:
     if start is not None:
         return copy.deepcopy(start.generator), copy.deepcopy(start.discriminator)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(seed, "weights"))
-        return Generator(shape), Discriminator(shape)
+        generator = build_generator(shape)
+        discriminator = build_discriminator(replace(shape, image_size=judged_size or shape.image_size))
+        for network in (generator, discriminator):
+            initialise(network, section.initialisation)
+    return generator, discriminator
 
 
-def _decay(progress: float, start: float) -> float:
-    return 1.0 if progress < start else max(0.0, (1.0 - progress) / max(1.0 - start, 1e-9))
+def _tempered(labels: NDArray[np.int64], temper: float) -> dict[int, float] | None:
+    """Label -> count to the power of `temper`; None for 0, all equally often."""
+    if temper == 0.0:
+        return None
+    found, counts = np.unique(labels, return_counts=True)
+    return {int(label): float(count) ** temper for label, count in zip(found, counts, strict=True)}
 
 
-def _tick(kimg: float, sums: Tensor) -> Tick:
-    d, g, r1, r2, d_real, d_fake, n_penalties, n = sums.tolist()
-    n_penalties = max(n_penalties, 1.0)
-    return Tick(kimg, d / n, g / n, r1 / n_penalties, r2 / n_penalties, d_real / n, d_fake / n)
+def _tick(game: Game, n_per_step: int, tick_length: int, n_rollbacks: int) -> Tick:
+    means = game.end_tick(n_per_step * tick_length)
+    names = ("d_loss", "g_loss", "r1", "r2", "d_real", "d_fake", "d_gradient", "g_gradient")
+    return Tick(
+        kimg=game.step * n_per_step / 1000,
+        **{name: means.get(name, 0.0) for name in names},
+        transform_strength=game.strength.strength,
+        lr_factor=game.lr_factor,
+        n_parts=game.n_parts,
+        rollbacks=n_rollbacks,
+    )
 
 
-@torch.no_grad()
-def _grid(network: torch.nn.Module, latents: Tensor, labels: Tensor, shape: GanShape) -> NDArray[np.uint8]:
-    network.eval()
-    images = to_uint8(network(latents, labels))  # (K * n, H, W, C)
-    network.train()
-    return images.reshape(shape.n_classes, -1, *images.shape[1:])
+def _healthiest(rows: list[ClassTick]) -> dict[int, float]:
+    found: dict[int, float] = {}
+    for row in rows:
+        found[row.label] = max(found.get(row.label, 0.0), row.diversity_ratio)
+    return found
+
+
+def _is_better(tick: Tick, run: GanRun) -> bool:
+    so_far = None if run.best is None else run.history[run.best].score
+    # without scores the last tick wins; once there was one, a tick whose samples could not be scored does not
+    return so_far is None or (tick.score is not None and tick.score < so_far)
+
+
+def _networks_of(game: Game) -> dict[str, dict[str, Tensor]]:
+    return {
+        "generator": {k: v.detach().cpu().clone() for k, v in game.average.network.state_dict().items()},
+        "discriminator": {k: v.detach().cpu().clone() for k, v in game.discriminator.state_dict().items()},
+    }
+
+
+def _take_back(
+    game: Game, last_good: Snapshot, run: GanRun, rollback: Rollback, section: PretrainSection, description: str
+) -> None:
+    run.rollbacks.append(rollback)
+    n_allowed = section.stop.max_rollbacks
+    if len(run.rollbacks) > n_allowed:
+        raise DivergedError(
+            f"{description}: {rollback.reason} at {rollback.kimg:.1f} kimg, after {n_allowed} roll-back(s) with other "
+            "seeds and lower rates (pretrain.stop.max_rollbacks); lower pretrain.g_lr and pretrain.d_lr or raise "
+            "pretrain.r1_gamma"
+        )
+    logger.warning("%s: %s at %.1f kimg; taken back", description, rollback.reason, rollback.kimg)
+    lr_factor = game.lr_factor * section.stop.rollback_lr
+    game.restore(last_good)
+    game.lr_factor = lr_factor
+    game.reseed(len(run.rollbacks))
+
+
+def _work_in_smaller_parts(
+    game: Game, last_good: Snapshot, batch: int, description: str, error: torch.OutOfMemoryError
+) -> None:
+    n_parts = 2 * game.n_parts
+    if batch // n_parts < LEAST_PART:
+        raise TrainingError(
+            f"{description}: the device's memory is too small for {batch // game.n_parts} images at a time; lower "
+            "pretrain.network.channels or prepare.image_size"
+        ) from error
+    logger.warning("%s: out of memory; a batch of %d is worked through in %d parts", description, batch, n_parts)
+    game.restore(last_good)
+    game.n_parts = n_parts
+    if game.device.type == "cuda":
+        torch.cuda.empty_cache()
+
+
+def _whole_state(snapshot: Snapshot, run: GanRun, best: dict[str, dict[str, Tensor]] | None) -> Snapshot:
+    tensors = dict(snapshot.tensors)
+    for part, found in (best or {}).items():
+        tensors |= {f"best.{part}.{name}": tensor for name, tensor in found.items()}
+    tensors |= {f"grid.{k:06d}": torch.from_numpy(grid) for k, grid in enumerate(run.grids)}
+    history: dict[str, Any] = {
+        "history": [asdict(tick) for tick in run.history],
+        "classes": [asdict(row) for row in run.classes],
+        "rollbacks": [asdict(rollback) for rollback in run.rollbacks],
+        "best": run.best,
+        "stopped": run.stopped,
+    }
+    return Snapshot(tensors, {**snapshot.values, "run": history})
+
+
+def _restore(scratch: Path | None, game: Game, run: GanRun) -> dict[str, dict[str, Tensor]] | None:
+    """Goes on from the newest state in `scratch`, if there is one; returns the best networks so far."""
+    snapshot = load_snapshot(scratch) if scratch is not None else None
+    if snapshot is None:
+        return None
+    game.restore(snapshot)
+    saved = snapshot.values["run"]
+    run.history = [Tick(**row) for row in saved["history"]]
+    run.classes = [ClassTick(**row) for row in saved["classes"]]
+    run.rollbacks = [Rollback(**row) for row in saved["rollbacks"]]
+    run.best, run.stopped = saved["best"], saved["stopped"]
+    grids = sorted(name for name in snapshot.tensors if name.startswith("grid."))
+    run.grids = [snapshot.tensors[name].numpy() for name in grids]
+    best: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in snapshot.tensors.items():
+        if name.startswith("best."):
+            _, part, key = name.split(".", 2)
+            best.setdefault(part, {})[key] = tensor
+    return best or None

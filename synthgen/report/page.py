@@ -314,7 +314,10 @@ def _curves(content: ReportContent) -> list[dict[str, Any]]:
             )
             for title, lines in (
                 ("Loss", (("d_loss", "discriminator", "a"), ("g_loss", "generator", "b"))),
-                ("Discriminator's logits", (("d_real", "real", "a"), ("d_fake", "synthetic", "b"))),
+                ("How often D is right", (("d_real", "real", "a"), ("d_fake", "synthetic", "b"))),
+                ("Kernel distance to reals", (("score", "mean of classes", "a"),)),
+                ("Precision and recall", (("precision", "precision", "a"), ("recall", "recall", "b"))),
+                ("Weakest class", (("diversity_ratio", "diversity", "a"), ("nearest_ratio", "nearest real", "b"))),
                 ("Gradient penalties", (("r1", "R1", "a"), ("r2", "R2", "b"))),
             )
         ]

@@ -4,14 +4,21 @@ The class is shown more often than the others, which stay in the game so that wh
 Writes `models/FOLD/adapted-SLUG/`.
 """
 
+import logging
+
 import torch
 
 from synthgen.artifacts import read_json
+from synthgen.errors import DivergedError
 from synthgen.gan.checkpoint import load_gan
+from synthgen.gan.state import remove_snapshots
 from synthgen.gan.training import train_gan
 from synthgen.seeding import derive_seed
-from synthgen.stages.gan_output import training_images, write_run
+from synthgen.stages.gan_output import scratch_folder, training_images, write_failure, write_run
+from synthgen.stages.gan_watch import load_watch
 from synthgen.stages.workspace import Workspace
+
+logger = logging.getLogger(__name__)
 
 
 def run_adapt(workspace: Workspace, fold: str, slug: str, device: torch.device) -> None:
@@ -23,35 +30,55 @@ def run_adapt(workspace: Workspace, fold: str, slug: str, device: torch.device) 
     """
     config = workspace.config
     section = config.adapt
-    data, images, labels, sha256 = training_images(workspace, fold, workspace.plan.slugs)
-    shared = workspace.shared_model(fold)
+    training = training_images(workspace, fold, workspace.plan.slugs)
+    shared, folder = workspace.shared_model(fold), workspace.adapted_model(fold, slug)
     start = load_gan(shared, device)
+    watch = load_watch(shared, training)
+    seen = watch.seen(training)
     own = workspace.plan.classes[workspace.known_slug(slug)].label
-    others = sorted(set(labels.tolist()) - {own})
+    others = sorted(set(training.labels[seen].tolist()) - {own})
     weights = {label: section.shared_share / max(len(others), 1) for label in others}
     weights[own] = 1.0 - section.shared_share
     seed = derive_seed(config.seed, "adapt", fold, slug)
-    run = train_gan(
-        images,
-        labels,
-        start.generator.shape,
-        config.pretrain,
-        config.transforms,
-        kimg=section.kimg,
-        seed=seed,
-        device=device,
-        weights=weights,
-        start=start,
-        lr_factor=section.lr_factor,
-        description=f"adapt {fold} {slug}",
-    )
     about = {
         "kind": "adapted",
         "fold": fold,
         "slug": slug,
-        "slugs": data.slugs,
+        "slugs": training.data.slugs,
         "seed": seed,
         "kimg": section.kimg,
         "started_from": start.digest,
     }
-    write_run(workspace.adapted_model(fold, slug), run, about, sha256 + read_json(shared / "trained_on.json"))
+    decides = {**about, "adapt": section.model_dump(mode="json"), "images": training.sha256, "device": device.type}
+    scratch = scratch_folder(workspace, "adapt", decides)
+    trained_on = training.sha256 + read_json(shared / "trained_on.json")
+    try:
+        run = train_gan(
+            training.images[seen],
+            training.labels[seen],
+            start.generator.shape,
+            config.pretrain,
+            config.transforms,
+            kimg=section.kimg,
+            seed=seed,
+            device=device,
+            weights=weights,
+            start=start,
+            lr_factor=section.lr_factor,
+            freeze_blocks=section.freeze_blocks,
+            monitor=watch.monitor(
+                training,
+                config.pretrain.monitor,
+                seed,
+                device,
+                conditional=config.pretrain.network.conditioning != "none",
+            ),
+            scratch=scratch,
+            description=f"adapt {fold} {slug}",
+        )
+    except DivergedError as error:
+        logger.error("%s; class %s goes on without a generator of its own", error, slug)
+        write_failure(folder, about, trained_on, str(error))
+    else:
+        write_run(folder, run, about, trained_on)
+    remove_snapshots(scratch)

@@ -4,6 +4,7 @@ Reads the fold's train index and the pixels it names; writes `models/FOLD/shared
 """
 
 import shutil
+from functools import partial as bound
 
 import torch
 
@@ -12,9 +13,11 @@ from synthgen.config import BaseGanSection
 from synthgen.dataset.prepared import load_prepared
 from synthgen.errors import ConfigError, LeakError
 from synthgen.gan.checkpoint import load_gan
+from synthgen.gan.state import remove_snapshots
 from synthgen.gan.training import train_gan
 from synthgen.seeding import derive_seed
-from synthgen.stages.gan_output import shape_for, training_images, write_run
+from synthgen.stages.gan_output import scratch_folder, shape_for, training_images, write_run
+from synthgen.stages.gan_watch import make_watch, save_watch
 from synthgen.stages.workspace import Workspace
 
 
@@ -22,7 +25,7 @@ def run_pretrain(workspace: Workspace, fold: str, device: torch.device) -> None:
     """Trains (or takes the pinned) shared GAN of `fold`.
 
     Raises:
-        ConfigError: a pinned GAN that is not the one named or not for these classes.
+        ConfigError: a GAN without labels, or a pinned GAN that is not the one named or not for these classes.
         LeakError: a pinned GAN that has seen images which this fold validates or tests on.
         TrainingError: see `train_gan`.
     """
@@ -30,21 +33,37 @@ def run_pretrain(workspace: Workspace, fold: str, device: torch.device) -> None:
     if section.base and fold in section.base:
         _take_base(workspace, fold, section.base[fold])
         return
-    data, images, labels, sha256 = training_images(workspace, fold, workspace.plan.slugs)
+    if section.network.conditioning == "none":
+        raise ConfigError(
+            "pretrain.network.conditioning none: a shared GAN without a label cannot make labelled images; use "
+            "projection, or plan.strategy scratch, where each class has a GAN of its own"
+        )
+    training = training_images(workspace, fold, workspace.plan.slugs)
     seed = derive_seed(workspace.config.seed, "pretrain", fold)
+    watch = make_watch(training, section.monitor, seed, device)
+    seen = watch.seen(training)
+    slugs = training.data.slugs
+    scratch = scratch_folder(
+        workspace, "pretrain", {"seed": seed, "slugs": slugs, "images": training.sha256, "device": device.type}
+    )
     run = train_gan(
-        images,
-        labels,
-        shape_for(workspace, data),
+        training.images[seen],
+        training.labels[seen],
+        shape_for(workspace, training.data),
         section,
         workspace.config.transforms,
         kimg=section.kimg,
         seed=seed,
         device=device,
+        monitor=watch.monitor(
+            training, section.monitor, seed, device, conditional=section.network.conditioning != "none"
+        ),
+        scratch=scratch,
         description=f"pretrain {fold}",
     )
-    about = {"kind": "shared", "fold": fold, "slugs": data.slugs, "seed": seed, "kimg": section.kimg}
-    write_run(workspace.shared_model(fold), run, about, sha256)
+    about = {"kind": "shared", "fold": fold, "slugs": slugs, "seed": seed, "kimg": section.kimg}
+    write_run(workspace.shared_model(fold), run, about, training.sha256, bound(save_watch, watch=watch))
+    remove_snapshots(scratch)
 
 
 def _take_base(workspace: Workspace, fold: str, base: BaseGanSection) -> None:

@@ -39,7 +39,20 @@ from synthgen.stages.workspace import Workspace
 GAIN_SCHEMA = 1
 GRID_COLUMNS = 6
 MAX_CSV_FIELD = 10_000_000
-HISTORY_COLUMNS = ("kimg", "d_loss", "g_loss", "r1", "r2", "d_real", "d_fake")
+HISTORY_COLUMNS = (
+    "kimg",
+    "d_loss",
+    "g_loss",
+    "r1",
+    "r2",
+    "d_real",
+    "d_fake",
+    "score",
+    "recall",
+    "precision",
+    "diversity_ratio",
+    "nearest_ratio",
+)
 
 
 def run_report(workspace: Workspace) -> None:

@@ -4,12 +4,19 @@ The strategy `scratch` shares nothing between classes: an image more in one clas
 generator, at the price of what sharing teaches. Writes `models/FOLD/scratch-SLUG/`.
 """
 
+import logging
+
 import torch
 
+from synthgen.errors import DivergedError
+from synthgen.gan.state import remove_snapshots
 from synthgen.gan.training import train_gan
 from synthgen.seeding import derive_seed
-from synthgen.stages.gan_output import shape_for, training_images, write_run
+from synthgen.stages.gan_output import scratch_folder, shape_for, training_images, write_failure, write_run
+from synthgen.stages.gan_watch import make_watch
 from synthgen.stages.workspace import Workspace
+
+logger = logging.getLogger(__name__)
 
 
 def run_scratch(workspace: Workspace, fold: str, slug: str, device: torch.device) -> None:
@@ -19,25 +26,40 @@ def run_scratch(workspace: Workspace, fold: str, slug: str, device: torch.device
         TrainingError: see `train_gan`.
     """
     config = workspace.config
-    data, images, labels, sha256 = training_images(workspace, fold, [workspace.known_slug(slug)])
+    training = training_images(workspace, fold, [workspace.known_slug(slug)])
     seed = derive_seed(config.seed, "scratch", fold, slug)
-    run = train_gan(
-        images,
-        labels,
-        shape_for(workspace, data),
-        config.pretrain,
-        config.transforms,
-        kimg=config.scratch.kimg,
-        seed=seed,
-        device=device,
-        description=f"scratch {fold} {slug}",
-    )
+    section = config.pretrain
+    watch = make_watch(training, section.monitor, seed, device)
+    seen = watch.seen(training)
     about = {
         "kind": "scratch",
         "fold": fold,
         "slug": slug,
-        "slugs": data.slugs,
+        "slugs": training.data.slugs,
         "seed": seed,
         "kimg": config.scratch.kimg,
     }
-    write_run(workspace.scratch_model(fold, slug), run, about, sha256)
+    folder = workspace.scratch_model(fold, slug)
+    scratch = scratch_folder(workspace, "scratch", {**about, "images": training.sha256, "device": device.type})
+    try:
+        run = train_gan(
+            training.images[seen],
+            training.labels[seen],
+            shape_for(workspace, training.data),
+            section,
+            config.transforms,
+            kimg=config.scratch.kimg,
+            seed=seed,
+            device=device,
+            monitor=watch.monitor(
+                training, section.monitor, seed, device, conditional=section.network.conditioning != "none"
+            ),
+            scratch=scratch,
+            description=f"scratch {fold} {slug}",
+        )
+    except DivergedError as error:
+        logger.error("%s; class %s goes on without a generator", error, slug)
+        write_failure(folder, about, training.sha256, str(error))
+    else:
+        write_run(folder, run, about, training.sha256)
+    remove_snapshots(scratch)

@@ -18,7 +18,7 @@ from synthgen.classifier.training import RealImages, train_classifier
 from synthgen.dataset.prepared import load_prepared, rows_of_index
 from synthgen.dataset.shards import SyntheticRows, write_synthetic_shard
 from synthgen.dataset.transforms import render_bank
-from synthgen.gan.checkpoint import TrainedGan, load_gan
+from synthgen.gan.checkpoint import TrainedGan, failure_of, load_gan
 from synthgen.gan.sampling import Sampled, sample_images
 from synthgen.gan.selection import Selection, select_samples, typical_distance
 from synthgen.progress import progress_bar
@@ -82,6 +82,12 @@ def run_synthesize(workspace: Workspace, fold: str, device: torch.device) -> Non
             entry = plan.classes[slug]
             name = f"{slug}.shared" if kind == "compare" else slug
             folder = workspace.model_of(fold, slug) if kind == "default" else workspace.shared_model(fold)
+            failure = failure_of(folder)
+            if failure is not None:
+                _write_empty(partial, workspace, slug, fold, data.images.shape[1:])
+                acceptance[name] = {"refused": failure, "candidates": 0, "accepted": 0}
+                advance()
+                continue
             gan = load_gan(folder, device)
             sampled = sample_images(
                 gan.generator,

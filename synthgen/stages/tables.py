@@ -7,7 +7,8 @@ from rich.markup import escape
 from rich.table import Table
 
 from synthgen.classifier.networks import build_classifier, count_parameters
-from synthgen.gan.networks import Discriminator, GanShape, Generator
+from synthgen.gan.architectures.build import build_discriminator, build_generator
+from synthgen.gan.architectures.shape import GanShape
 from synthgen.records import Plan
 from synthgen.stages.workspace import Workspace
 
@@ -54,8 +55,8 @@ def sizes_table(workspace: Workspace) -> Table:
     table.add_column("trained for")
     own = {"adapted": f"; adapted {config.adapt.kimg:g} kimg", "scratch": f"; alone {config.scratch.kimg:g} kimg"}
     length = f"{config.pretrain.kimg:g} thousand images per fold{own.get(plan.strategy, '')}"
-    table.add_row("generator", f"{count_parameters(Generator(shape)):,}", length)
-    table.add_row("discriminator", f"{count_parameters(Discriminator(shape)):,}", length)
+    table.add_row("generator", f"{count_parameters(build_generator(shape)):,}", length)
+    table.add_row("discriminator", f"{count_parameters(build_discriminator(shape)):,}", length)
     steps = f"{config.classifier.steps} steps of {config.classifier.batch}, every arm the same"
     table.add_row(f"classifier {config.classifier.network}", f"{count_parameters(classifier):,}", steps)
     return table

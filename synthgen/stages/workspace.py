@@ -92,6 +92,11 @@ class Workspace:
         return self.root / "data" / "synthetic" / self.known_fold(fold)
 
     @property
+    def scratch(self) -> Path:
+        """Unfinished work of killed stages (git-ignored, unknown to DVC)."""
+        return self.root / ".synthgen" / "scratch"
+
+    @property
     def augmented(self) -> Path:
         """Output of `assemble`."""
         return self.root / "data" / "augmented"

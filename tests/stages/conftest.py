@@ -187,7 +187,10 @@ def _write_synthetic(workspace: Workspace, plan: Plan) -> dict[str, SyntheticRow
 
 
 def _write_results(workspace: Workspace, plan: Plan) -> None:
-    history = "kimg,d_loss,g_loss,r1,r2,d_real,d_fake\n4,1.3,0.7,0.1,0.1,0.5,-0.5\n8,1.2,0.8,0.1,nan,0.6,-0.6\n"
+    history = (
+        "kimg,d_loss,g_loss,r1,r2,d_real,d_fake,score,precision,recall,diversity_ratio,nearest_ratio\n"
+        "4,1.3,0.7,0.1,0.1,0.5,0.6,0.4,0.5,0.4,0.8,1.2\n8,1.2,0.8,0.1,nan,0.6,0.5,0.3,0.6,,0.9,1.1\n"
+    )
     for folder in (workspace.shared_model(FINAL), workspace.adapted_model(FINAL, "dog")):
         folder.mkdir(parents=True)
         (folder / "history.csv").write_text(history)

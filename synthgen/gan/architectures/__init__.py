@@ -1,0 +1,1 @@
+"""Generators and discriminators by architecture. Shapes only: no file is touched, no image drawn."""
