@@ -1,130 +1,71 @@
 """Many classifier trainings of one arm: every fold, repeat and inner part, spread over the cores.
 
-Owns the order and the seeds of the trainings. On a CPU each runs on one thread in a process of its own, so that
-results do not depend on how many run at once; on an accelerator they run one after the other.
+Owns where and in which order they run. On a CPU each runs on one thread in a process of its own, so that results do
+not depend on how many run at once; on an accelerator trainings of one arm run together where that pays
+(synthgen/classifier/together.py), else one after the other. What was finished before a kill is not trained again.
 """
 
+import logging
 import multiprocessing
 import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import replace
 from functools import partial
+from itertools import groupby
+from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
+from torch import nn
 
-from synthgen.classifier.arms import ArmSpec
+from synthgen.classifier.job_cache import find_kept, job_digests, keep
+from synthgen.classifier.job_records import INNER, TrainingContext, TrainingJob, fold_jobs
 from synthgen.classifier.prediction import predict_logits
-from synthgen.classifier.training import RealImages, SyntheticImages, train_classifier
-from synthgen.config import ClassifierSection
+from synthgen.classifier.together import Member, fitting_together, pays_together, train_together
+from synthgen.classifier.training import RealImages, train_classifier
 from synthgen.dataset.predictions import Predictions, concatenate, one_part
-from synthgen.dataset.prepared import PreparedData
-from synthgen.dataset.transforms import TransformBank
+from synthgen.errors import TrainingError
 from synthgen.progress import progress_bar
 from synthgen.seeding import derive_seed
 
-INNER = "inner"
+__all__ = [
+    "INNER",
+    "TrainingContext",
+    "TrainingJob",
+    "fold_jobs",
+    "process_pool",
+    "run_jobs",
+    "train_and_predict",
+    "worker_count",
+]
+
+_log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class TrainingJob:
-    """One training.
-
-    Attributes:
-        arm: the way of training.
-        fold: `f0`, ...
-        repeat: 0, 1, ...; 0 for an inner part.
-        stream: what names its seeds beside the fold: the repeat, or the inner part; never the arm.
-        train: (n,) rows to train on.
-        parts: (name, rows) to predict afterwards.
-    """
-
-    arm: ArmSpec
-    fold: str
-    repeat: int
-    stream: str
-    train: NDArray[np.int64]
-    parts: list[tuple[str, NDArray[np.int64]]]
-
-
-@dataclass(frozen=True)
-class TrainingContext:
-    """What all trainings of an arm share.
-
-    Attributes:
-        data: labels, groups and digests of all rows.
-        images: (N, H, W, C) uint8, verified.
-        bank_rows: (N,) int64, index of a row in the banks (-1: not in them).
-        banks: policy -> rendered variants.
-        synthetic: fold -> accepted synthetic images.
-        section: of the classifier.
-        share, real_share, mix_alpha: see `train_classifier`.
-        seed: of the run.
-        device: to train on.
-    """
-
-    data: PreparedData
-    images: NDArray[np.uint8]
-    bank_rows: NDArray[np.int64]
-    banks: dict[str, TransformBank]
-    synthetic: dict[str, SyntheticImages]
-    section: ClassifierSection
-    share: float
-    real_share: float
-    mix_alpha: float
-    seed: int
-    device: torch.device
-
-
-def fold_jobs(data: PreparedData, arm: ArmSpec, fold: str, repeats: int, crossfit: bool) -> list[TrainingJob]:
-    """The trainings of one arm in one fold.
-
-    Args:
-        data: for the rows of the fold.
-        arm: the way of training.
-        fold: `f0`, ...
-        repeats: trainings on the fold's train rows, predicting `val` and `test`.
-        crossfit: also train on all but one inner part, for each part, predicting it (part `inner`).
-    Returns:
-        the jobs, repeats first.
-    """
-    split = data.split(fold)
-    parts = [("val", split.val), ("test", split.test)]
-    jobs = [TrainingJob(arm, fold, r, f"repeat {r}", split.train, parts) for r in range(repeats)]
-    if crossfit:
-        jobs += [
-            TrainingJob(arm, fold, 0, f"inner {k}", train, [(INNER, held_out)])
-            for k, (train, held_out) in enumerate(data.crossfit(fold))
-        ]
-    return jobs
-
-
-def train_and_predict(job: TrainingJob, context: TrainingContext) -> list[Predictions]:
-    """Runs one job; one Predictions per part that has rows."""
-    data = context.data
-    reals = RealImages(
-        images=context.images[job.train],
-        labels=data.labels[job.train],
+def _shared_reals_of(job: TrainingJob, context: TrainingContext) -> RealImages:
+    # the images of all rows stand on the device once: repeats and folds share most of theirs
+    return RealImages(
+        images=context.images,
+        image_rows=job.train,
+        labels=context.data.labels[job.train],
         bank_rows=context.bank_rows[job.train],
         transforms=context.banks.get(job.arm.transforms or ""),
         mild=context.banks.get("mild"),
     )
-    network = train_classifier(
-        job.arm,
-        reals,
-        context.synthetic.get(job.fold),
-        context.section,
-        n_classes=len(data.slugs),
-        share=context.share,
-        real_share=context.real_share,
-        mix_alpha=context.mix_alpha,
-        seed=derive_seed(context.seed, "classifier", job.fold, job.stream),
-        device=context.device,
-    )
+
+
+def _reals_of(job: TrainingJob, context: TrainingContext) -> RealImages:
+    return replace(_shared_reals_of(job, context), images=context.images[job.train], image_rows=None)
+
+
+def _seed_of(job: TrainingJob, context: TrainingContext) -> int:
+    return derive_seed(context.seed, "classifier", job.fold, job.stream)
+
+
+def _predict(network: nn.Module, job: TrainingJob, context: TrainingContext) -> list[Predictions]:
+    data = context.data
     return [
         one_part(
             job.fold,
@@ -140,6 +81,76 @@ def train_and_predict(job: TrainingJob, context: TrainingContext) -> list[Predic
     ]
 
 
+def train_and_predict(job: TrainingJob, context: TrainingContext) -> list[Predictions]:
+    """Runs one job; one Predictions per part that has rows."""
+    network = train_classifier(
+        job.arm,
+        _reals_of(job, context),
+        context.synthetic.get(job.fold),
+        context.section,
+        n_classes=len(context.data.slugs),
+        share=context.share,
+        real_share=context.real_share,
+        mix_alpha=context.mix_alpha,
+        seed=_seed_of(job, context),
+        device=context.device,
+    )
+    return _predict(network, job, context)
+
+
+def _train_group(jobs: Sequence[TrainingJob], context: TrainingContext) -> list[list[Predictions]]:
+    """Runs jobs of one arm as one program; the predictions of each."""
+    networks = train_together(
+        jobs[0].arm,
+        [
+            Member(_shared_reals_of(job, context), context.synthetic.get(job.fold), _seed_of(job, context))
+            for job in jobs
+        ],
+        context.section,
+        n_classes=len(context.data.slugs),
+        share=context.share,
+        real_share=context.real_share,
+        mix_alpha=context.mix_alpha,
+        device=context.device,
+    )
+    return [_predict(network, job, context) for network, job in zip(networks, jobs, strict=True)]
+
+
+def _train_in_groups(
+    jobs: Sequence[TrainingJob], context: TrainingContext
+) -> Iterator[tuple[TrainingJob, list[Predictions]]]:
+    """Jobs with their predictions, in groups of one arm that fit the device; where one does not, in halves of it."""
+    _, height, _, channels = context.images.shape
+    at_once = fitting_together(context.section, height, channels, context.device)
+    for _, of_arm in groupby(jobs, key=lambda job: job.arm):
+        waiting = list(of_arm)
+        while waiting:
+            group = waiting[:at_once]
+            try:
+                done = _train_group(group, context)
+            except torch.OutOfMemoryError:
+                done = []
+            if done:
+                yield from zip(group, done, strict=True)
+                waiting = waiting[len(group) :]
+                continue
+            # outside of `except`, whose traceback would hold the tensors of the attempt
+            if len(group) == 1:
+                raise TrainingError(
+                    f"arm {group[0].arm.name}: {context.device} has too little memory for one training of batch "
+                    f"{context.section.batch}; lower classifier.batch or classifier.width, or free the device"
+                )
+            at_once = (len(group) + 1) // 2
+            _log.warning(
+                "%s has too little memory for %d trainings at once; going on with %d",
+                context.device,
+                len(group),
+                at_once,
+            )
+            if context.device.type == "cuda":
+                torch.cuda.empty_cache()
+
+
 _shared_context: list[TrainingContext] = []
 
 
@@ -152,8 +163,18 @@ def _start_worker(context: TrainingContext) -> None:
     _shared_context[:] = [context]
 
 
-def _work(job: TrainingJob) -> list[Predictions]:
-    return train_and_predict(job, _shared_context[0])
+def _work(task: tuple[TrainingJob, Path | None, str]) -> list[Predictions]:
+    return _train_and_keep(*task, _shared_context[0])
+
+
+def _train_and_keep(job: TrainingJob, scratch: Path | None, digest: str, context: TrainingContext) -> list[Predictions]:
+    return _kept(train_and_predict(job, context), scratch, digest)
+
+
+def _kept(done: list[Predictions], scratch: Path | None, digest: str) -> list[Predictions]:
+    if scratch is not None and done:
+        keep(scratch, digest, concatenate(done))
+    return done
 
 
 def worker_count(requested: int | None = None) -> int:
@@ -177,13 +198,19 @@ def process_pool(n_workers: int, context: TrainingContext | None = None) -> Iter
 
 
 def _import_before_fork(jobs: Sequence[TrainingJob]) -> None:
-    # Both are imported at first use, by an optimizer and by MixUp, and take seconds: once here, not in every process.
-
+    # MixUp imports it at first use, which takes seconds: once here, not in every process.
     if any(job.arm.mix != "none" for job in jobs):
         import torchvision.transforms.v2  # noqa: F401
 
 
-def run_jobs(jobs: Sequence[TrainingJob], context: TrainingContext, *, n_workers: int, description: str) -> Predictions:
+def run_jobs(
+    jobs: Sequence[TrainingJob],
+    context: TrainingContext,
+    *,
+    n_workers: int,
+    description: str,
+    scratch: Path | None = None,
+) -> Predictions:
     """Runs all jobs and gathers their predictions.
 
     Args:
@@ -191,25 +218,52 @@ def run_jobs(jobs: Sequence[TrainingJob], context: TrainingContext, *, n_workers
         context: shared by all.
         n_workers: processes on a CPU; an accelerator is used by this process alone.
         description: for the progress bar.
+        scratch: folder of finished jobs (see `kept_predictions`): those of an earlier, killed run are taken from it
+            and not trained again, and each one is kept there as soon as it is finished. None keeps nothing.
     Returns:
-        all predictions, in the order of the jobs.
+        all predictions, in the order of the jobs; within a job those of an earlier run are sorted as in a file.
+    Raises:
+        TrainingError: see `train_classifier`; or an accelerator without memory for a single training.
+        ArtifactError: `scratch` cannot be written.
     """
-    pieces: list[Predictions] = []
+    digests = job_digests(jobs, context) if scratch is not None else [""] * len(jobs)
+    pieces: list[list[Predictions]] = [[] for _ in jobs]
+    missing = []
+    for i, digest in enumerate(digests):
+        found = find_kept(scratch, digest) if scratch is not None else None
+        if found is None:
+            missing.append(i)
+        else:
+            pieces[i] = [found]
+    if len(missing) < len(jobs):
+        _log.info("%s: %d of %d trainings were finished before", description, len(jobs) - len(missing), len(jobs))
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
         with progress_bar(description, len(jobs)) as advance:
-            if context.device.type != "cpu" or n_workers <= 1:
-                for job in jobs:
-                    pieces += train_and_predict(job, context)
-                    advance()
-            else:
-                _import_before_fork(jobs)
-                with process_pool(n_workers, context) as executor:
-                    assert executor is not None
-                    for done in executor.map(_work, jobs):
-                        pieces += done
-                        advance()
+            advance(len(jobs) - len(missing))
+            tasks = [(jobs[i], scratch, digests[i]) for i in missing]
+            for i, done in zip(missing, _run_missing(tasks, context, n_workers), strict=True):
+                pieces[i] = done
+                advance()
     finally:
         torch.set_num_threads(threads)
-    return concatenate(pieces)
+    return concatenate([piece for of_job in pieces for piece in of_job])
+
+
+def _run_missing(
+    tasks: Sequence[tuple[TrainingJob, Path | None, str]], context: TrainingContext, n_workers: int
+) -> Iterator[list[Predictions]]:
+    """Predictions of each task, in order, kept before they are handed on."""
+    jobs = [job for job, _, _ in tasks]
+    if pays_together(context.section.network, context.device):
+        for (_, done), (_, scratch, digest) in zip(_train_in_groups(jobs, context), tasks, strict=True):
+            yield _kept(done, scratch, digest)
+    elif context.device.type != "cpu" or min(n_workers, len(tasks)) <= 1:
+        for job, scratch, digest in tasks:
+            yield _train_and_keep(job, scratch, digest, context)
+    else:
+        _import_before_fork(jobs)
+        with process_pool(n_workers, context) as executor:
+            assert executor is not None
+            yield from executor.map(_work, tasks)

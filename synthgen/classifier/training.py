@@ -28,10 +28,12 @@ class RealImages:
     """Training reals of a fold.
 
     Attributes:
-        images: (n, H, W, C) uint8; labels: (n,) int64.
+        images: (n, H, W, C) uint8, or (N, H, W, C) that hold more than the reals of the fold.
+        labels: (n,) int64.
         bank_rows: (n,) int64, index of each image in the banks.
         transforms: variants under the arm's policy, or None.
         mild: variants for `control`, or None.
+        image_rows: (n,) int64, index of each real in `images`; None: they are the reals, in this order.
     """
 
     images: NDArray[np.uint8]
@@ -39,6 +41,7 @@ class RealImages:
     bank_rows: NDArray[np.int64]
     transforms: TransformBank | None = None
     mild: TransformBank | None = None
+    image_rows: NDArray[np.int64] | None = None
 
 
 @dataclass(frozen=True)
@@ -63,7 +66,8 @@ def _real_draws(
 ) -> Draws:
     drawn = np.stack([sampler.take() for _ in range(steps)])  # (steps, n)
     if bank is None:
-        return Draws(reals.images, drawn, reals.labels[drawn])
+        at = drawn if reals.image_rows is None else reals.image_rows[drawn]
+        return Draws(reals.images, at, reals.labels[drawn])
     counts = np.diff(bank.starts)
     offsets = numpy_generator(seed, "offsets").integers(0, counts)
     variants = bank.variants(reals.bank_rows[drawn].ravel(), offsets).reshape(drawn.shape)
@@ -127,6 +131,17 @@ def class_prior(labels: NDArray[np.int64], n_classes: int) -> NDArray[np.float64
     return np.asarray(np.maximum(counts, 0.5) / np.maximum(counts, 0.5).sum())
 
 
+def learning_rate_factor(step: int, steps: int) -> float:
+    """In (0, 1]: a linear warm-up over the first twentieth, times a cosine that ends near 0.
+
+    Args:
+        step: 0 to steps - 1.
+        steps: of the whole training.
+    """
+    warm_up = max(1, steps // 20)
+    return min(1.0, (step + 1) / warm_up) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
+
+
 def _loss(arm: ArmSpec, logits: Tensor, targets: Tensor, prior: Tensor, smoothing: float) -> Tensor:
     if arm.loss == "logit_adjusted":
         return functional.cross_entropy(logits + prior.log(), targets, label_smoothing=smoothing)
@@ -136,7 +151,8 @@ def _loss(arm: ArmSpec, logits: Tensor, targets: Tensor, prior: Tensor, smoothin
     return functional.cross_entropy(logits, targets, label_smoothing=smoothing)
 
 
-def _mixer(arm: ArmSpec, n_classes: int, alpha: float) -> nn.Module | None:
+def build_mixer(arm: ArmSpec, n_classes: int, alpha: float) -> nn.Module | None:
+    """MixUp, CutMix or either by chance, as `arm` wants; it draws from torch's global generator."""
     if arm.mix == "none":
         return None
     from torchvision.transforms import v2
@@ -186,14 +202,12 @@ def train_classifier(
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "classifier"))
         network = build_classifier(section.network, size, channels, n_classes, section.width).to(device).train()
-        mix = _mixer(arm, n_classes, mix_alpha)
+        mix = build_mixer(arm, n_classes, mix_alpha)
         network = network.to(memory_format=torch.channels_last)  # 15 % faster, 8 px on a CPU
         optimizer = Adam(network.parameters(), lr=section.lr, weight_decay=section.weight_decay)
-        warm_up = max(1, section.steps // 20)
         last = torch.zeros((), device=device)
         for step in range(section.steps):
-            rate = min(1.0, (step + 1) / warm_up) * 0.5 * (1.0 + math.cos(math.pi * step / section.steps))
-            optimizer.lr = section.lr * rate
+            optimizer.lr = section.lr * learning_rate_factor(step, section.steps)
             batch = torch.cat([images[torch.from_numpy(rows[step]).to(images.device)] for images, rows in sources])
             x, y = to_input(batch.to(device)), targets[step]
             if mix is not None:

@@ -8,12 +8,15 @@ judged again. Refuses nothing else; the rules are those of `synthgen.dataset.dec
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
 from multiprocessing.connection import wait
+from types import ModuleType
 
 from synthgen.config import PrepareSection
 from synthgen.dataset.decode import Accepted, Refusal, judge_payloads
@@ -100,16 +103,22 @@ class _Decoders:
     def __init__(self, section: PrepareSection, n_workers: int) -> None:
         self._section = section
         self._n_workers = n_workers
-        self._pool = _start_pool(n_workers)
+        self._with_main = False
+        self._pool: ProcessPoolExecutor | None = None
         self._single: ProcessPoolExecutor | None = None
 
     def submit(self, chunk: list[RawItem]) -> Future[Results]:
         payloads = [item.payload for item in chunk]
+        if not self._with_main and any(type(payload).__module__ == "__main__" for payload in payloads):
+            self._with_main = True
+            self.close(cancel=False)
+        if self._pool is None:
+            self._pool = _start_pool(self._n_workers, with_main=self._with_main)
         try:
             return self._pool.submit(judge_payloads, payloads, self._section)
         except BrokenProcessPool:
             self._pool.shutdown(cancel_futures=True)
-            self._pool = _start_pool(self._n_workers)
+            self._pool = _start_pool(self._n_workers, with_main=self._with_main)
             return self._pool.submit(judge_payloads, payloads, self._section)
 
     def results(self, chunk: list[RawItem], future: Future[Results]) -> Results:
@@ -121,7 +130,7 @@ class _Decoders:
 
     def _isolated(self, item: RawItem) -> Accepted | Refusal:
         if self._single is None:
-            self._single = _start_pool(1)
+            self._single = _start_pool(1, with_main=self._with_main)
             try:
                 self._single.submit(usable_cores).result()
             except BrokenProcessPool as error:
@@ -136,20 +145,37 @@ class _Decoders:
             self._single = None
             return Refusal("decoder_crashed", "the process that decoded it was killed")
 
-    def close(self) -> None:
+    def close(self, *, cancel: bool = True) -> None:
         for pool in (self._pool, self._single):
             if pool is not None:
-                pool.shutdown(cancel_futures=True)
+                pool.shutdown(cancel_futures=cancel)
+        self._pool = self._single = None
 
 
-def _start_pool(n_workers: int) -> ProcessPoolExecutor:
+def _start_pool(n_workers: int, *, with_main: bool) -> ProcessPoolExecutor:
     # Not fork: the parent may hold threads (progress bar, torch) and locks that a fork would copy.
     if "forkserver" in multiprocessing.get_all_start_methods():
         context: multiprocessing.context.BaseContext = multiprocessing.get_context("forkserver")
         context.set_forkserver_preload(["synthgen.dataset.decode"])
     else:
         context = multiprocessing.get_context("spawn")
-    return ProcessPoolExecutor(n_workers, mp_context=context, initializer=_enter_worker)
+    pool = ProcessPoolExecutor(n_workers, mp_context=context, initializer=_enter_worker)
+    if not with_main:
+        with _without_main():
+            for _ in range(n_workers):
+                pool.submit(usable_cores)  # starts one process each
+    return pool
+
+
+@contextmanager
+def _without_main() -> Iterator[None]:
+    """A new process imports its parent's main module, torch and all: seconds that only payloads of that module need."""
+    main = sys.modules["__main__"]
+    sys.modules["__main__"] = ModuleType("__main__")
+    try:
+        yield
+    finally:
+        sys.modules["__main__"] = main
 
 
 def _enter_worker() -> None:

@@ -11,6 +11,7 @@ import torch
 
 from synthgen.artifacts import atomic_folder, write_json
 from synthgen.classifier.arms import BEST_ARMS, ArmSpec, SyntheticPool, challenge_arm, classical_arm
+from synthgen.classifier.job_cache import kept_predictions
 from synthgen.classifier.jobs import fold_jobs, run_jobs, worker_count
 from synthgen.classifier.training import SyntheticImages
 from synthgen.dataset.predictions import load_predictions, save_predictions
@@ -42,22 +43,23 @@ def run_challenge(workspace: Workspace, arm_name: str, device: torch.device, n_w
     synthetic = {fold: images for fold, (images, _) in pools.items()}
     context = build_context(workspace, data, list(arms.values()), synthetic, device=device, n_workers=workers)
     jobs = [job for fold in folds for job in fold_jobs(data, arms[fold], fold, config.evaluate.repeats, crossfit=False)]
-    predictions = run_jobs(jobs, context, n_workers=workers, description=f"challenge {arm_name}")
-    with atomic_folder(workspace.evaluation(arm_name)) as partial:
-        save_predictions(partial / "predictions.parquet", predictions)
-        write_json(
-            partial / "arm.json",
-            {
-                "schema": SCHEMA,
-                "arm": arm_name,
-                "description": _describe(arm_name, arms),
-                "folds": {
-                    fold: {**(details[fold] or {"arm": arm_name}), "stand_ins": pools[fold][1]} for fold in folds
+    with kept_predictions(workspace.root, arm_name) as scratch:
+        predictions = run_jobs(jobs, context, n_workers=workers, description=f"challenge {arm_name}", scratch=scratch)
+        with atomic_folder(workspace.evaluation(arm_name)) as partial:
+            save_predictions(partial / "predictions.parquet", predictions)
+            write_json(
+                partial / "arm.json",
+                {
+                    "schema": SCHEMA,
+                    "arm": arm_name,
+                    "description": _describe(arm_name, arms),
+                    "folds": {
+                        fold: {**(details[fold] or {"arm": arm_name}), "stand_ins": pools[fold][1]} for fold in folds
+                    },
+                    "repeats": config.evaluate.repeats,
+                    "share": config.challenge.share,
                 },
-                "repeats": config.evaluate.repeats,
-                "share": config.challenge.share,
-            },
-        )
+            )
 
 
 def _describe(arm_name: str, arms: dict[str, ArmSpec]) -> str:

@@ -7,6 +7,7 @@ import torch
 
 from synthgen.artifacts import atomic_folder, write_json
 from synthgen.classifier.arms import classical_arm
+from synthgen.classifier.job_cache import kept_predictions
 from synthgen.classifier.jobs import fold_jobs, run_jobs, worker_count
 from synthgen.dataset.predictions import save_predictions
 from synthgen.dataset.prepared import load_prepared
@@ -30,16 +31,17 @@ def run_evaluate(workspace: Workspace, arm_name: str, device: torch.device, n_wo
     context = build_context(workspace, data, [arm], {}, device=device, n_workers=workers)
     folds = workspace.plan.measured_folds
     jobs = [job for fold in folds for job in fold_jobs(data, arm, fold, section.repeats, section.crossfit)]
-    predictions = run_jobs(jobs, context, n_workers=workers, description=f"evaluate {arm_name}")
-    with atomic_folder(workspace.evaluation(arm_name)) as partial:
-        save_predictions(partial / "predictions.parquet", predictions)
-        write_json(
-            partial / "arm.json",
-            {
-                "schema": SCHEMA,
-                "arm": arm_name,
-                "description": arm.description,
-                "folds": {fold: {"arm": arm_name} for fold in folds},
-                "repeats": section.repeats,
-            },
-        )
+    with kept_predictions(workspace.root, arm_name) as scratch:
+        predictions = run_jobs(jobs, context, n_workers=workers, description=f"evaluate {arm_name}", scratch=scratch)
+        with atomic_folder(workspace.evaluation(arm_name)) as partial:
+            save_predictions(partial / "predictions.parquet", predictions)
+            write_json(
+                partial / "arm.json",
+                {
+                    "schema": SCHEMA,
+                    "arm": arm_name,
+                    "description": arm.description,
+                    "folds": {fold: {"arm": arm_name} for fold in folds},
+                    "repeats": section.repeats,
+                },
+            )

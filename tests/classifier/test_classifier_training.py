@@ -69,7 +69,7 @@ def test_mixing_pairs_images_of_different_classes(monkeypatch: pytest.MonkeyPatc
         n_mixed.append((labels != labels.roll(1)).float().mean().item())
         return images, labels
 
-    monkeypatch.setattr(training, "_mixer", lambda *_: spy)
+    monkeypatch.setattr(training, "build_mixer", lambda *_: spy)
     _train("mixup", section=SECTION.model_copy(update={"steps": 40}))
     assert np.mean(n_mixed) > 0.65  # 4 equal classes in a batch of 16, shuffled: 0.8; ordered: 0.25
 
