@@ -7,7 +7,8 @@ libraries are imported inside the verbs, so that `synthgen --help` answers at on
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -18,6 +19,7 @@ import typer
 
 from synthgen.errors import SynthgenError
 from synthgen.lifeline import end_with_parent
+from synthgen.lock import FoundLock, hold_output, remove_dead_locks
 
 if TYPE_CHECKING:
     import torch
@@ -50,6 +52,15 @@ def _workspace(project: Path) -> "Workspace":
     return Workspace(project.resolve())
 
 
+@contextmanager
+def _writing(project: Path, output: Callable[["Workspace"], Path]) -> Iterator["Workspace"]:
+    """The project, with the lock of the one output that a verb writes; taken before anything heavy is imported."""
+    workspace = _workspace(project)
+    _ = workspace.config  # in a folder that is no project nothing is written
+    with hold_output(workspace.root, output(workspace)):
+        yield workspace
+
+
 def _device(name: str | None, workspace: "Workspace") -> "torch.device":
     small = workspace.config.prepare.image_size <= SMALL_IMAGE  # a missing params.yaml is said before torch is loaded
 
@@ -70,12 +81,13 @@ def plan(
     reassign: Annotated[bool, typer.Option("--reassign", help="Forget folds.csv and draw all folds again.")] = False,
 ) -> None:
     """Read the raw data; write plan.yaml (scarce classes, targets) and folds.csv."""
-    from rich.console import Console
+    with _writing(project, lambda workspace: workspace.plan_file) as workspace:
+        from rich.console import Console
 
-    from synthgen.stages.plan import check_scarce, run_plan
-    from synthgen.stages.tables import plan_table
+        from synthgen.stages.plan import check_scarce, run_plan
+        from synthgen.stages.tables import plan_table
 
-    found = run_plan(_workspace(project), reassign=reassign)
+        found = run_plan(workspace, reassign=reassign)
     Console().print(plan_table(found))
     check_scarce(found)
 
@@ -83,90 +95,94 @@ def plan(
 @app.command()
 def prepare(project: Project = HERE) -> None:
     """Open and judge every image; write data/prepared/."""
-    from synthgen.stages.prepare import run_prepare
+    with _writing(project, lambda workspace: workspace.prepared) as workspace:
+        from synthgen.stages.prepare import run_prepare
 
-    run_prepare(_workspace(project))
+        run_prepare(workspace)
 
 
 @app.command()
 def pretrain(fold: Fold, project: Project = HERE, device: Device = None) -> None:
     """Train the shared conditional GAN of a fold."""
-    from synthgen.stages.pretrain import run_pretrain
+    with _writing(project, lambda workspace: workspace.shared_model(fold)) as workspace:
+        from synthgen.stages.pretrain import run_pretrain
 
-    workspace = _workspace(project)
-    run_pretrain(workspace, fold, _device(device, workspace))
+        run_pretrain(workspace, fold, _device(device, workspace))
 
 
 @app.command()
 def adapt(fold: Fold, slug: Slug, project: Project = HERE, device: Device = None) -> None:
     """Fine-tune the shared GAN of a fold to one scarce class."""
-    from synthgen.stages.adapt import run_adapt
+    with _writing(project, lambda workspace: workspace.adapted_model(fold, slug)) as workspace:
+        from synthgen.stages.adapt import run_adapt
 
-    workspace = _workspace(project)
-    run_adapt(workspace, fold, slug, _device(device, workspace))
+        run_adapt(workspace, fold, slug, _device(device, workspace))
 
 
 @app.command()
 def scratch(fold: Fold, slug: Slug, project: Project = HERE, device: Device = None) -> None:
     """Train a GAN on one class alone."""
-    from synthgen.stages.scratch import run_scratch
+    with _writing(project, lambda workspace: workspace.scratch_model(fold, slug)) as workspace:
+        from synthgen.stages.scratch import run_scratch
 
-    workspace = _workspace(project)
-    run_scratch(workspace, fold, slug, _device(device, workspace))
+        run_scratch(workspace, fold, slug, _device(device, workspace))
 
 
 @app.command()
 def synthesize(fold: Fold, project: Project = HERE, device: Device = None) -> None:
     """Make, judge and select labelled synthetic images of a fold."""
-    from synthgen.stages.synthesize import run_synthesize
+    with _writing(project, lambda workspace: workspace.synthetic(fold)) as workspace:
+        from synthgen.stages.synthesize import run_synthesize
 
-    workspace = _workspace(project)
-    run_synthesize(workspace, fold, _device(device, workspace))
+        run_synthesize(workspace, fold, _device(device, workspace))
 
 
 @app.command()
 def assemble(project: Project = HERE) -> None:
     """Write data/augmented/, the data set that users take."""
-    from synthgen.stages.assemble import run_assemble
+    with _writing(project, lambda workspace: workspace.augmented) as workspace:
+        from synthgen.stages.assemble import run_assemble
 
-    run_assemble(_workspace(project))
+        run_assemble(workspace)
 
 
 @app.command()
 def evaluate(arm: Arm, project: Project = HERE, device: Device = None, workers: Workers = None) -> None:
     """Train and predict one classical arm in every fold."""
-    from synthgen.stages.evaluate import run_evaluate
+    with _writing(project, lambda workspace: workspace.evaluation(arm)) as workspace:
+        from synthgen.stages.evaluate import run_evaluate
 
-    workspace = _workspace(project)
-    run_evaluate(workspace, arm, _device(device, workspace), workers)
+        run_evaluate(workspace, arm, _device(device, workspace), workers)
 
 
 @app.command()
 def challenge(arm: Arm, project: Project = HERE, device: Device = None, workers: Workers = None) -> None:
     """Train and predict one arm with synthetic images in every fold."""
-    from synthgen.stages.challenge import run_challenge
+    with _writing(project, lambda workspace: workspace.evaluation(arm)) as workspace:
+        from synthgen.stages.challenge import run_challenge
 
-    workspace = _workspace(project)
-    run_challenge(workspace, arm, _device(device, workspace), workers)
+        run_challenge(workspace, arm, _device(device, workspace), workers)
 
 
 @app.command()
 def compare(project: Project = HERE) -> None:
     """Measure the gain and its interval; write metrics/."""
-    from rich.console import Console
+    with _writing(project, lambda workspace: workspace.metrics) as workspace:
+        from rich.console import Console
 
-    from synthgen.stages.compare import run_compare
-    from synthgen.stages.tables import verdict_table
+        from synthgen.stages.compare import run_compare
+        from synthgen.stages.tables import verdict_table
 
-    Console().print(verdict_table(run_compare(_workspace(project))))
+        Console().print(verdict_table(run_compare(workspace)))
 
 
 @app.command()
 def report(project: Project = HERE) -> None:
     """Write reports/index.html."""
-    from synthgen.stages.report import run_report
+    with _writing(project, lambda workspace: workspace.reports) as workspace:
+        from synthgen.stages.report import run_report
 
-    run_report(_workspace(project))
+        run_report(workspace)
 
 
 @app.command()
@@ -181,6 +197,44 @@ def verdict(project: Project = HERE) -> None:
     console = Console()
     console.print(verdict_table(read_json(workspace.metrics / "gain.json")))
     console.print(f"report: {workspace.reports / 'index.html'}", soft_wrap=True, highlight=False)
+
+
+@app.command()
+def verify(project: Project = HERE) -> None:
+    """Compare every output, byte by byte, with what the stages wrote; status 1 if one was altered or is missing."""
+    from rich.console import Console
+
+    from synthgen.stages.verify import checks_table, refuse_altered, verify_project
+
+    checks = verify_project(_workspace(project))
+    Console().print(checks_table(checks))
+    refuse_altered(checks)
+
+
+@app.command()
+def unlock(
+    project: Project = HERE,
+    force: Annotated[str | None, typer.Option("--force", help="A machine that is gone: remove its locks too.")] = None,
+) -> None:
+    """List the locks of outputs and remove those of dead processes; status 1 if any is left."""
+    found = remove_dead_locks(project.resolve(), force)
+    for lock in found:
+        typer.echo(_lock_line(lock))
+    if not found:
+        typer.echo("no output is locked")
+    if any(not lock.removed for lock in found):
+        raise typer.Exit(1)
+
+
+def _lock_line(lock: FoundLock) -> str:
+    holder = lock.holder or "a process that did not say its name"
+    if lock.removed:
+        why = "as you asked" if lock.state == "foreign" else "its holder is dead"
+        return f"{lock.name}: removed, {why}: {holder}"
+    if lock.state == "held":
+        return f"{lock.name}: kept, in use by {holder}"
+    host = lock.holder.process.host if lock.holder else "HOST"
+    return f"{lock.name}: kept, of another machine: {holder}; if that is gone: synthgen unlock --force {host}"
 
 
 @app.command()

@@ -140,11 +140,14 @@ def write_prepared(folder: Path, survey: Survey, plan: Plan, config: Config) -> 
 
 
 def _copy_images(images: NDArray[np.uint8], rows: NDArray[np.int64], path: Path) -> NDArray[np.uint8]:
-    copy = np.lib.format.open_memmap(path, mode="w+", dtype=np.uint8, shape=(len(rows), *images.shape[1:]))
-    for start in range(0, len(rows), COPY_ROWS):
-        copy[start : start + COPY_ROWS] = images[rows[start : start + COPY_ROWS]]
-    copy.flush()
-    return copy
+    # written, not mapped: on a full disk a page of a map that cannot be written ends the process without a word
+    header = {"descr": "|u1", "fortran_order": False, "shape": (len(rows), *images.shape[1:])}
+    with path.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for start in range(0, len(rows), COPY_ROWS):
+            stream.write(np.ascontiguousarray(images[rows[start : start + COPY_ROWS]]).data)
+    written: NDArray[np.uint8] = np.load(path, mmap_mode="r")
+    return written
 
 
 def _write_index(folder: Path, data: PreparedData, fold: str) -> None:

@@ -4,6 +4,7 @@ Owns the one rule that both stages share, so that a plan fits exactly if both wo
 """
 
 import logging
+import shutil
 import tempfile
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,6 +23,7 @@ from synthgen.dataset.scarcity import DROPPED, simulate_scarcity
 from synthgen.dataset.slugs import make_slugs
 from synthgen.dataset.sources import open_source
 from synthgen.errors import ConfigError, SourceError
+from synthgen.lifeline import mark_token, own_mark, token_is_dead
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +80,10 @@ def scratch_folder(root: Path) -> Iterator[Path]:
     parent = root / ".synthgen" / "scan"
     try:
         parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=parent) as folder:
+        for left in parent.iterdir():
+            if token_is_dead(left.name.partition("_")[0]):  # by a scan that was killed
+                shutil.rmtree(left, ignore_errors=True)
+        with tempfile.TemporaryDirectory(dir=parent, prefix=f"{mark_token(own_mark())}_") as folder:
             yield Path(folder)
     except OSError as error:
         raise SourceError(

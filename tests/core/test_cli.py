@@ -44,7 +44,7 @@ def test_every_parameter_that_dvc_yaml_names_is_in_params_yaml() -> None:
                 found = found[part]
 
 
-@pytest.mark.parametrize("arguments", [("prepare",), ("pretrain", "--fold", "f0"), ("verdict",)])
+@pytest.mark.parametrize("arguments", [("prepare",), ("pretrain", "--fold", "f0"), ("verdict",), ("verify",)])
 def test_an_empty_folder_gives_one_line_and_status_1(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     done = _synthgen(*arguments, cwd=tmp_path)
     assert done.returncode == 1
@@ -52,6 +52,12 @@ def test_an_empty_folder_gives_one_line_and_status_1(tmp_path: Path, arguments: 
     assert len(lines) == 1
     assert lines[0].startswith("synthgen: ")
     assert "missing" in lines[0]
+
+
+def test_a_folder_without_locks_needs_no_unlocking(tmp_path: Path) -> None:
+    done = _synthgen("unlock", cwd=tmp_path)
+    assert (done.returncode, done.stdout, done.stderr) == (0, "no output is locked\n", "")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_help_does_not_import_torch() -> None:

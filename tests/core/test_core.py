@@ -5,6 +5,7 @@ import inspect
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from synthgen import errors
 from synthgen.artifacts import atomic_file, atomic_folder, canonical_json, digest_of, read_json, sha256_file, write_json
 from synthgen.device import resolve_device
 from synthgen.errors import ArtifactError, DeviceError
+from synthgen.lifeline import mark_token, own_mark
 from synthgen.progress import progress_bar
 from synthgen.seeding import derive_seed, numpy_generator, torch_generator
 
@@ -70,6 +72,80 @@ def test_fault_24_disk_full_is_explained_and_nothing_is_left(tmp_path: Path) -> 
     with pytest.raises(ArtifactError, match=r"No space left.*Free space"), atomic_file(tmp_path / "a") as temporary:
         temporary.write_text("half")
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert list(tmp_path.iterdir()) == []
+
+
+KILLED_WHILE_WRITING = """
+import os, signal, sys
+from pathlib import Path
+from synthgen.artifacts import atomic_file, atomic_folder
+here = Path(sys.argv[1])
+with atomic_folder(here / "out") as folder, atomic_file(here / "a.json") as file:
+    (folder / "inside").mkdir()
+    (folder / "inside" / "half").write_text("half")
+    file.write_text("half")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def test_fault_22_what_a_killed_process_left_goes_when_the_output_is_written_again(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "x").write_text("old")
+    subprocess.run([sys.executable, "-c", KILLED_WHILE_WRITING, str(tmp_path)], cwd=ROOT, timeout=60, check=False)
+    assert len(list(tmp_path.glob(".*.partial"))) == 2
+    assert (tmp_path / "out" / "x").read_text() == "old"
+    write_json(tmp_path / "b.json", {})  # another output: nobody's leftovers but its own
+    assert len(list(tmp_path.glob(".*.partial"))) == 2
+    with atomic_folder(tmp_path / "out") as folder:
+        (folder / "x").write_text("new")
+    write_json(tmp_path / "a.json", {})
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.json", "b.json", "out"]
+
+
+def test_temporaries_of_others_are_left_alone(tmp_path: Path) -> None:
+    own = own_mark()
+    others = [
+        own,  # alive
+        replace(own, host="another", pid=2**22 + 1),
+        replace(own, table="1", pid=2**22 + 1),  # another container
+    ]
+    kept = {f".a.json.{mark_token(mark)}.partial" for mark in others} | {
+        ".a.json.partial",
+        ".a.json.notes.partial",
+        f".a.jsonl.{mark_token(replace(own, pid=2**22 + 1))}.partial",
+        f"a.json.{mark_token(replace(own, pid=2**22 + 1))}.partial",
+    }
+    for name in kept:
+        (tmp_path / name).write_text("of another")
+    gone = f".a.json.{mark_token(replace(own, start=own.start + 1))}.partial"  # this pid was another's before
+    (tmp_path / gone).write_text("left")
+    with atomic_file(tmp_path / "a.json") as temporary:
+        assert temporary.name in kept  # one process writes one output once at a time
+        temporary.write_text("{}")
+    left = {path.name for path in tmp_path.iterdir()}
+    assert left == (kept - {temporary.name}) | {"a.json"}
+
+
+def test_fault_24_the_words_of_libraries_become_one_message(tmp_path: Path) -> None:
+    class RustError(Exception):
+        pass
+
+    for error, words in (
+        (RustError("Error while serializing: No space left on device (os error 28)"), "No space left on device; noth"),
+        (OSError("40960 requested and 0 written"), r"the disk is full or a limit was reached \(40960 requested"),
+    ):
+        for write in (atomic_file, atomic_folder):
+            with pytest.raises(ArtifactError, match=f"cannot write .*out: {words}"), write(tmp_path / "out"):
+                raise error
+    with pytest.raises(RustError, match="shape"), atomic_file(tmp_path / "out"):
+        raise RustError("wrong shape")
+    with (
+        pytest.raises(ArtifactError) as refused,
+        atomic_folder(tmp_path / "out") as folder,
+        atomic_file(folder / "inside"),
+    ):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    assert f"cannot write {tmp_path / 'out' / 'inside'}: No space" in str(refused.value)
     assert list(tmp_path.iterdir()) == []
 
 
