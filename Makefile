@@ -1,4 +1,4 @@
-# Verbs: run, test, check, bench (and test-all: the marked tests too). Everything happens inside .venv.
+# Verbs: run, test, check, bench, serve (and test-all: the marked tests too). Everything happens inside .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,13 +10,14 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all check bench install
+.PHONY: help run test test-all check bench serve install
 
 help:
 	@echo "make run    plan and run the whole pipeline, print the verdict and where the report lies"
 	@echo "make test   the tests; make test-all adds those marked slow and server (browser: needs chromium)"
 	@echo "make check  format, lint, types, layers"
 	@echo "make bench  speed and memory as ratios"
+	@echo "make serve  Prefect's server, its page, a worker and the schedules of prefect.yaml"
 
 install: $(INSTALLED)
 
@@ -26,19 +27,19 @@ install: $(INSTALLED)
 $(INSTALLED): pyproject.toml constraints.txt
 	@if command -v uv >/dev/null 2>&1; then \
 	  uv venv --quiet --allow-existing --python "$(PYTHON)" $(VENV) && \
-	  VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install --quiet --compile-bytecode -c constraints.txt -e ".[pipelines,timm,dev]"; \
+	  VIRTUAL_ENV=$(CURDIR)/$(VENV) uv pip install --quiet --compile-bytecode -c constraints.txt -e ".[pipelines,timm,ssh,webdav,s3,dev]"; \
 	else \
 	  $(PYTHON) -m venv $(VENV) && \
 	  if $(BIN)/python -m pip install --quiet -c constraints.txt uv; then \
-	    VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -e ".[pipelines,timm,dev]"; \
+	    VIRTUAL_ENV=$(CURDIR)/$(VENV) $(BIN)/uv pip install --quiet --compile-bytecode -c constraints.txt -e ".[pipelines,timm,ssh,webdav,s3,dev]"; \
 	  else \
-	    $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[pipelines,timm,dev]"; \
+	    $(BIN)/python -m pip install --quiet -c constraints.txt -e ".[pipelines,timm,ssh,webdav,s3,dev]"; \
 	  fi; \
 	fi
 	@touch $@
 
 run: install
-	@if ! dvc remote list | grep -q . ; then dvc remote add --quiet --local --default local .dvc-remote && dvc config --quiet --local remote.local.verify true; fi
+	@if ! dvc remote list | grep -q . ; then python -m pipelines.remotes init --local local .dvc-remote; fi
 	synthgen plan
 	synthgen sizes
 	dvc repro
@@ -58,3 +59,6 @@ check: install
 
 bench: install
 	python benchmarks/run.py
+
+serve: install
+	python -m pipelines.serve

@@ -1,114 +1,146 @@
-"""The flow: plan, run what is out of date side by side, converge, check, show.
+"""The flows: plan, run what is out of date side by side, converge, check, gate, publish.
 
-Owns order and concurrency; what a stage does is its verb's matter, and whether it is done is DVC's.
-`python -m pipelines.flows` runs it here and now; prefect.yaml puts the same flow on a schedule.
+Owns their order; what a stage does is its verb's matter, whether it is done is DVC's, how stages run side by side is
+`pipelines.fan_out`. `python -m pipelines.flows` runs them here and now; prefect.yaml puts the same on a schedule.
+
+    refresh ── augment   raw data to data set     (prepare, pretrain, adapt or scratch, synthesize, assemble)
+            ├─ measure   data set to gain         (evaluate, challenge, compare, report)
+            └─ release   gain to version          (gate, push, commit, tag, promotion); only with `publish`
 """
 
 import argparse
-import graphlib
 import os
 import sys
-from collections.abc import Mapping
-from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
 from typing import Annotated, Any
 
-from prefect import flow
+from prefect import flow, get_run_logger
+from prefect.context import FlowRunContext
 from prefect.exceptions import ParameterTypeError
-from prefect.futures import PrefectFuture
 from prefect.settings import get_current_settings
-from prefect.task_runners import ThreadPoolTaskRunner
 from pydantic import Field
 
-from pipelines.dvc import STAGE_SECONDS, PipelineError, find_project
-from pipelines.supervise import one_leash, run_supervised
-from pipelines.tasks import check_clean, converge, show_verdict, stage_task, stages_to_run, write_plan
+from pipelines.automations import announce_verdict
+from pipelines.checkout import Checkout, isolated_checkout
+from pipelines.dvc import STAGE_SECONDS, find_project
+from pipelines.fan_out import run_stages
+from pipelines.publish import Publication
+from pipelines.supervise import run_supervised
+from pipelines.tasks import check_clean, converge, publish_version, show_verdict, stages_to_run, write_plan
+from pipelines.turns import one_run_at_a_time
 from synthgen.errors import SynthgenError
 
 FLOW_SECONDS = 30 * 24 * 3600.0
+AUGMENT = frozenset({"prepare", "pretrain", "adapt", "scratch", "synthesize", "assemble"})
 Workers = Annotated[int, Field(ge=1, le=256, description="stage instances that run at the same time")]
 Seconds = Annotated[float, Field(gt=0, description="limit of one stage instance")]
+Publish = Annotated[bool, Field(description="work in a checkout of its own and publish a version if something changed")]
+Branch = Annotated[str | None, Field(description="branch to publish to; by default the one that is checked out")]
 
 
-@flow(name="augment", retries=0, persist_result=False, log_prints=False)
-def augment(project: str = ".", max_workers: Workers = 2, stage_timeout_seconds: Seconds = STAGE_SECONDS) -> str | None:
-    """Brings a project up to date: afterwards `dvc repro` has nothing to do.
+@flow(name="augment", retries=0, persist_result=False)
+def augment(project: str = ".", max_workers: Workers = 2, stage_timeout_seconds: Seconds = STAGE_SECONDS) -> None:
+    """Raw data to data set: plans anew, then runs what is out of date up to `assemble`.
 
     Args:
         project: folder of dvc.yaml; relative to the working directory.
-        max_workers: stage instances (folds, scarce classes, arms) that run at the same time.
+        max_workers: stage instances (folds, scarce classes) that run at the same time.
         stage_timeout_seconds: limit of one stage instance; it is ended with all its children.
+    Raises:
+        PipelineError: naming the stages that failed and their last lines.
+    """
+    folder = find_project(project)
+    write_plan(folder)
+    graph = stages_to_run(folder)
+    run_stages(folder, only(graph, augmenting=True), max_workers, stage_timeout_seconds)
+
+
+@flow(name="measure", retries=0, persist_result=False)
+def measure(project: str = ".", max_workers: Workers = 2, stage_timeout_seconds: Seconds = STAGE_SECONDS) -> str | None:
+    """Data set to gain: runs what is left, arms side by side; afterwards `dvc repro` has nothing to do.
+
+    Args:
+        project, max_workers, stage_timeout_seconds: as for `augment`.
     Returns:
         The verdict of metrics/gain.json, None where there is no such file.
     Raises:
         PipelineError: naming the stages that failed and their last lines, or what is still out of date.
     """
     folder = find_project(project)
-    write_plan(folder)
-    run_stages(folder, stages_to_run(folder), max_workers, stage_timeout_seconds)
+    graph = stages_to_run(folder)
+    run_stages(folder, only(graph, augmenting=False), max_workers, stage_timeout_seconds)
     converge(folder, stage_timeout_seconds)
     check_clean(folder)
     return show_verdict(folder)
 
 
-def run_stages(folder: Path, graph: Mapping[str, set[str]], max_workers: int, timeout_seconds: float) -> None:
-    """Runs a task per stage instance, each as soon as its upstreams are done.
-
-    A task is submitted when it can start, so that none holds a worker only to wait. When one fails,
-    what does not depend on it goes on: a class that cannot be trained leaves the others alone.
+@flow(name="release", retries=0, persist_result=False, validate_parameters=False)
+def release(checkout: Checkout, run_id: str) -> Publication:
+    """Gain to version: pushes data, commits, tags, pushes; promotes what the gate lets through.
 
     Args:
-        folder: the project.
-        graph: stage instance -> those it waits for.
-        max_workers: how many run at the same time.
-        timeout_seconds: limit of each.
+        checkout: what `augment` and `measure` worked in.
+        run_id: stands in the commit and the tag.
+    Returns:
+        The version, or none where nothing changed.
     Raises:
-        PipelineError: naming each failed stage, with its last lines, and what was left undone.
+        PipelineError: see `pipelines.publish.publish`.
     """
-    sorter = graphlib.TopologicalSorter(graph)
-    sorter.prepare()
-    futures: dict[str, PrefectFuture[None]] = {}
-    failures: dict[str, str] = {}
-    ended: SimpleQueue[str] = SimpleQueue()
-    threads: ThreadPoolTaskRunner[None] = ThreadPoolTaskRunner(max_workers=max_workers)
-    # The leash is inside: on Ctrl-C it ends the stages, and only then are their threads waited for.
-    with threads as runner, one_leash():
-        n_running = 0
-        while sorter.is_active():
-            for stage in sorter.get_ready():
-                futures[stage] = runner.submit(
-                    stage_task(stage),
-                    parameters={"project": folder, "stage": stage, "timeout_seconds": timeout_seconds},
-                    wait_for=[futures[upstream] for upstream in sorted(graph[stage])],
-                )
-                futures[stage].add_done_callback(partial(_announce, ended, stage))
-                n_running += 1
-            if not n_running:
-                break
-            stage = ended.get()
-            n_running -= 1
-            if failure := _failure(futures[stage]):
-                failures[stage] = failure
-            else:
-                sorter.done(stage)
-    if failures:
-        left = sorted(set(graph) - set(futures))
-        undone = f"\nnot run, because they come after: {', '.join(left)}" if left else ""
-        raise PipelineError("\n".join(failures[stage] for stage in sorted(failures)) + undone)
+    return publish_version(checkout, run_id)
 
 
-def _announce(ended: SimpleQueue[str], stage: str, _future: PrefectFuture[None]) -> None:
-    ended.put(stage)
+@flow(name="refresh", retries=0, persist_result=False)
+def refresh(
+    project: str = ".",
+    publish: Publish = False,
+    branch: Branch = None,
+    max_workers: Workers = 2,
+    stage_timeout_seconds: Seconds = STAGE_SECONDS,
+) -> Any:
+    """Brings a project up to date, here or, with `publish`, in a checkout of its own whose result becomes a version.
+
+    Args:
+        project: folder of dvc.yaml; relative to the working directory.
+        publish: leave the folder as it is, work at the published state of `branch`, and publish what changed.
+        branch: to publish to; by default the one that is checked out.
+        max_workers: stage instances (folds, scarce classes, arms) that run at the same time.
+        stage_timeout_seconds: limit of one stage instance; it is ended with all its children.
+    Returns:
+        One line: the verdict or what was published; or a Cancelled state where another run is going.
+    Raises:
+        PipelineError: naming the stages that failed and their last lines, what is still out of date, or why
+            nothing was published.
+    """
+    folder = find_project(project)
+    with one_run_at_a_time(folder) as refused:
+        if refused is not None:
+            return refused
+        if not publish:
+            augment(str(folder), max_workers, stage_timeout_seconds)
+            verdict = measure(str(folder), max_workers, stage_timeout_seconds)
+            if verdict is not None:
+                announce_verdict(verdict, folder)
+            return verdict
+        with isolated_checkout(folder, branch, on_line=get_run_logger().info) as checkout:
+            place = str(checkout.project)
+            augment(place, max_workers, stage_timeout_seconds)
+            verdict = measure(place, max_workers, stage_timeout_seconds)
+            published = release(checkout, _run_id())
+    if verdict is not None and published.gate is not None:
+        announce_verdict(verdict, folder)
+    return published.summary
 
 
-def _failure(future: PrefectFuture[None]) -> str | None:
-    future.wait()  # the callback comes before Prefect has looked up the state
-    state = future.state
-    if state.is_completed():
-        return None
-    error: Any = future.result(raise_on_failure=False)
-    return str(error) if isinstance(error, SynthgenError) else f"{state.name}: {state.message or error}"
+def only(graph: dict[str, set[str]], *, augmenting: bool) -> dict[str, set[str]]:
+    """The stage instances of one half of the graph, with their upstreams inside it."""
+    chosen = {stage for stage in graph if (stage.partition("@")[0] in AUGMENT) == augmenting}
+    return {stage: graph[stage] & chosen for stage in sorted(chosen)}
+
+
+def _run_id() -> str:
+    context = FlowRunContext.get()
+    run = context.flow_run if context is not None else None
+    return str(run.id) if run is not None else f"by-hand-{os.getpid()}"
 
 
 def _run_attended(arguments: list[str]) -> int:
@@ -123,9 +155,11 @@ def _print_line(line: str) -> None:
 
 
 def main(arguments: list[str]) -> int:
-    """Runs the flow once, under the server of $PREFECT_API_URL or a temporary one."""
-    parser = argparse.ArgumentParser(prog="python -m pipelines.flows", description=augment.description)
+    """Runs `refresh` once, under the server of $PREFECT_API_URL or a temporary one."""
+    parser = argparse.ArgumentParser(prog="python -m pipelines.flows", description=refresh.description)
     parser.add_argument("--project", default=".", help="folder of dvc.yaml (default: here)")
+    parser.add_argument("--publish", action="store_true", help="in a checkout of its own, and publish what changed")
+    parser.add_argument("--branch", help="to publish to (default: the one that is checked out)")
     parser.add_argument("--max-workers", type=int, default=2, help="stage instances at the same time (default: 2)")
     parser.add_argument("--stage-timeout-seconds", type=float, default=STAGE_SECONDS, help="limit of one instance")
     parser.add_argument("--attended", action="store_true", help=argparse.SUPPRESS)
@@ -134,7 +168,7 @@ def main(arguments: list[str]) -> int:
         folder = find_project(options.project)
         if not (options.attended or get_current_settings().api.url):
             return _run_attended(arguments)
-        augment(str(folder), options.max_workers, options.stage_timeout_seconds)
+        refresh(str(folder), options.publish, options.branch, options.max_workers, options.stage_timeout_seconds)
     except (SynthgenError, ParameterTypeError) as error:
         sys.stderr.write(f"error: {error}\n")
         return 1

@@ -16,11 +16,16 @@ from prefect.cache_policies import NO_CACHE
 from prefect.tasks import Task
 
 from pipelines import dvc
+from pipelines.checkout import Checkout
+from pipelines.gate import Keep, Promote
+from pipelines.promotion import promote
+from pipelines.publish import Publication, publish
+from pipelines.turns import one_writer
 from pipelines.verdict import read_gain, verdict_table
 
 TRAINING = frozenset({"pretrain", "adapt", "scratch", "synthesize", "evaluate", "challenge"})
 GPU_TAG = "gpu"
-VERDICT_KEY = "verdict"
+VERDICT_KEY, VERSION_KEY = "verdict", "version"
 
 
 def _task_options(name: str) -> dict[str, Any]:
@@ -46,7 +51,8 @@ def stages_to_run(project: Path) -> dict[str, set[str]]:
 @task(**_task_options("stage"), task_run_name="{stage}")
 def run_stage(project: Path, stage: str, timeout_seconds: float) -> None:
     """Runs one stage instance; its upstreams have to be done."""
-    dvc.repro(project, stage, get_run_logger().info, timeout_seconds)
+    with one_writer(project, stage):
+        dvc.repro(project, stage, get_run_logger().info, timeout_seconds)
 
 
 @task(**_task_options("converge"))
@@ -77,6 +83,31 @@ def show_verdict(project: Path) -> str | None:
         return None
     create_markdown_artifact(verdict_table(gain), key=VERDICT_KEY, description=f"verdict: {gain['verdict']}")
     return str(gain["verdict"])
+
+
+@task(**_task_options("publish"))
+def publish_version(checkout: Checkout, run_id: str) -> Publication:
+    """Publishes what changed, and promotes it if the gate lets it; the decision stands in an artifact."""
+    log = get_run_logger()
+    published = publish(checkout, run_id, on_line=log.info)
+    if published.version is not None and isinstance(published.gate, Promote):
+        promote(checkout.source, str(published.version))
+        log.info("promoted %s", published.version)
+    elif isinstance(published.gate, Keep):
+        log.info("not promoted: %s", published.gate.reason)
+    create_markdown_artifact(publication_text(published), key=VERSION_KEY, description=published.summary)
+    return published
+
+
+def publication_text(published: Publication) -> str:
+    """What became of a run, for a page."""
+    version = f"`augmented@{published.version}`" if published.version is not None else "no new version"
+    lines = [f"**{version}** at commit `{published.commit[:12]}`", published.summary]
+    if isinstance(published.gate, Promote):
+        lines.append(f"Promoted: {published.gate.reason}.")
+    elif isinstance(published.gate, Keep):
+        lines.append(f"Not promoted: {published.gate.reason}.")
+    return "\n\n".join(lines)
 
 
 def stage_task(stage: str) -> Task[..., None]:

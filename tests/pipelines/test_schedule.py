@@ -39,7 +39,8 @@ def run_on_schedule(project: Path, server, wait_until, within_seconds: float) ->
         within_seconds: for the schedule to fire and the run to end.
     """
     server.prefect("work-pool", "create", "--type", "process", "synthgen")
-    server.prefect("deploy", "--name", "nightly", "--cron", "* * * * *", "--param", f"project={project}")
+    parameters = json.dumps({"project": str(project), "publish": False})
+    server.prefect("deploy", "--name", "nightly", "--cron", "* * * * *", "--params", parameters)
     address = server.environment["PREFECT_API_URL"]
     start = ("-m", "prefect", "worker", "start", "--pool", "synthgen", "--type", "process", "--name", "first")
     with server.process("worker", sys.executable, *start) as worker:
@@ -50,7 +51,7 @@ def run_on_schedule(project: Path, server, wait_until, within_seconds: float) ->
             return next((run for run in flow_runs(address, "nightly") if run["state_type"] in states), None)
 
         wait_until(lambda: first_in({"RUNNING", *ENDED}) is not None, within_seconds, "the schedule to fire")
-        server.prefect("deployment", "schedule", "clear", "--accept-yes", "augment/nightly")
+        server.prefect("deployment", "schedule", "clear", "--accept-yes", "refresh/nightly")
         wait_until(lambda: first_in(ENDED) is not None, within_seconds, "the scheduled run to end")
         run = first_in(ENDED)
     assert run is not None

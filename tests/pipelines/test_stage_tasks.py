@@ -14,16 +14,22 @@ YAML_FILE = YAML(typ="safe", pure=True)
 ASK = """
 import inspect, json
 from pipelines import tasks
-from pipelines.flows import augment
+from pipelines.flows import only
+GRAPH = {
+    "prepare": set(),
+    "adapt@f0-a": {"prepare"},
+    "evaluate@b": {"prepare"},
+    "compare": {"evaluate@b", "adapt@f0-a"},
+}
 found = {name: tasks.stage_task(name) for name in ("prepare", "adapt@f0-crack", "pretrain@final", "compare")}
-print(json.dumps({
+print(json.dumps(default=sorted, obj={
     "tags": {name: sorted(task.tags) for name, task in found.items()},
     "names": sorted({task.task_run_name for task in found.values()}),
     "retries": [task.retries for task in found.values()],
     "persist": [task.persist_result for task in found.values()],
     "cached": [type(task.cache_policy).__name__ for task in found.values()],
     "training": sorted(tasks.TRAINING),
-    "parameters": augment.parameters.model_dump()["properties"],
+    "halves": [only(GRAPH, augmenting=half) for half in (True, False)],
 }))
 """
 
@@ -52,14 +58,7 @@ def test_training_stages_are_stages_of_dvc_yaml(told):
     assert set(told["training"]) <= set(stages)
 
 
-def test_deployment_names_the_flows_own_parameters_a_cron_and_no_machine_path(told):
-    text = (REPOSITORY / "prefect.yaml").read_text()
-    (nightly,) = YAML_FILE.load(text)["deployments"]
-    assert nightly["parameters"].keys() == told["parameters"].keys()
-    for name, value in nightly["parameters"].items():
-        assert type(value) is {"string": str, "integer": int, "number": float}[told["parameters"][name]["type"]]
-    assert nightly["schedules"][0]["cron"]
-    assert nightly["work_pool"]["name"] == "synthgen"
-    assert nightly["concurrency_limit"]["limit"] == 1
-    assert "/home" not in text
-    assert REPOSITORY.as_posix() not in text
+def test_the_halves_of_the_graph_wait_for_nothing_outside_them(told):
+    first, second = told["halves"]
+    assert first == {"adapt@f0-a": ["prepare"], "prepare": []}
+    assert second == {"compare": ["evaluate@b"], "evaluate@b": []}
