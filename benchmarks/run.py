@@ -1,135 +1,276 @@
-"""Speed as ratios, each measured in one run on this machine: `make bench`.
+"""Speed as ratios, measured in one run on this machine: `make bench`.
 
-Absolute times of a shared machine say little; a ratio of two things done in turn says something. Prints a Markdown
-table. GPU rows and resume are not here yet: "not measured" means that.
+Owns the list of figures with their bars, `benchmarks/results/MACHINE.json` and the table between the two markers of
+docs/performance.md, which shows every machine that was measured. What this machine cannot measure says so.
+
+python benchmarks/run.py [--quick] [--memory] [--only TEXT]
 """
 
-import statistics
+import argparse
+import json
+import os
+import platform
+import re
 import sys
 import tempfile
-import time
 from collections.abc import Callable
-from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
+from bare_loop import BareLoop
+from classifier_speed import one_program_against_in_turn, repeats_against_in_turn
+from gan_case import GanCase, make_case
+from plain_loop import train_plain
+from prepare_speed import make_folder, peak_memory, scan_against_pillow, two_processes_against_one
+from ratios import ROUNDS, Measured, compare
+from sampling_speed import sampling_against_encoding
 
-from synthgen.classifier.arms import CLASSICAL_ARMS
-from synthgen.classifier.training import RealImages, train_classifier
-from synthgen.config import ClassifierSection, PrepareSection, SourceSection, TransformsSection
-from synthgen.dataset.scan import scan_source
-from synthgen.dataset.sources import open_source
-from synthgen.dataset.transforms import render_bank
+from synthgen.artifacts import atomic_file, write_json
+from synthgen.gan.training import train_gan
 
-N_IMAGES = 1200
-ROUNDS = 5
+ROOT = Path(__file__).resolve().parents[1]
+RESULTS = ROOT / "benchmarks" / "results"
+PAGE = ROOT / "docs" / "performance.md"
+BEGIN, END = "<!-- bench: begin -->", "<!-- bench: end -->"
+NOT_MEASURED = "not measured"
+MEMORY_SIZES = (10_000, 100_000)
 
 
-def ratio(numerator: Callable[[], object], denominator: Callable[[], object]) -> tuple[float, float, float]:
-    """Median, smallest and largest of time(denominator) / time(numerator), the two done in turn."""
+@dataclass(frozen=True)
+class Figure:
+    """One row of the table.
+
+    Attributes:
+        name: what is compared with what.
+        on: `cpu` or `gpu`.
+        bar: the least ratio (the largest, for memory); None where the row only explains a decision.
+        measure: gives the ratio.
+    """
+
+    name: str
+    on: str
+    bar: float | None
+    measure: Callable[[], Measured]
+
+
+def _against(case: GanCase, reference: Callable[[], object], rounds: int) -> Measured:
+    def ours() -> None:
+        train_gan(
+            case.images,
+            case.labels,
+            case.shape,
+            case.section,
+            case.transforms,
+            kimg=case.kimg,
+            seed=0,
+            device=case.device,
+            description="bench",
+        )
+
+    return compare(ours, reference, case.device, rounds=rounds)
+
+
+def gan_figures(device: torch.device, *, quick: bool, rounds: int) -> list[Figure]:
+    """Training of a GAN against the two loops."""
+    on = "gpu" if device.type == "cuda" else "cpu"
+    n_steps = 400 if on == "gpu" else 24
+    case = make_case(4 if quick else n_steps, device)
+
+    def bare() -> None:
+        BareLoop(case).train()
+
+    return [
+        Figure(
+            "GAN training, images/s over a plain loop",
+            on,
+            5.0 if on == "gpu" else 1.15,
+            lambda: _against(case, lambda: train_plain(case), rounds),
+        ),
+        Figure("GAN training, images/s over the bare step", on, 0.9, lambda: _against(case, bare, rounds)),
+    ]
+
+
+def classifier_figures(device: torch.device, *, quick: bool, rounds: int) -> list[Figure]:
+    """Ten repeats of the classifier."""
+    on = "gpu" if device.type == "cuda" else "cpu"
     found = []
-    for _ in range(ROUNDS):
-        times = []
-        for work in (numerator, denominator):
-            started = time.perf_counter()
-            work()
-            times.append(time.perf_counter() - started)
-        found.append(times[1] / times[0])
-    return statistics.median(found), min(found), max(found)
+    for size, width in ((8, 24), (32, 32)):
+        steps = 2 if quick else {("cpu", 8): 300, ("cpu", 32): 40}.get((on, size), 400)
+        what = f"10 classifier repeats, {size} px, width {width}"
+        bar = 1.0 if on == "cpu" else 4.0 if size == 32 else None
+        found.append(
+            Figure(
+                f"{what}, as the stages run them, over one after the other",
+                on,
+                bar,
+                lambda size=size, width=width, steps=steps: repeats_against_in_turn(size, width, steps, device, rounds),
+            )
+        )
+        if on == "cpu":
+            found.append(
+                Figure(
+                    f"{what}, as one program on one thread, over one after the other",
+                    on,
+                    None,
+                    lambda size=size, width=width, steps=steps: one_program_against_in_turn(
+                        size, width, min(steps, 60), device, rounds
+                    ),
+                )
+            )
+    return found
 
 
-def make_folder(folder: Path) -> None:
-    """Grey PNGs of 200 x 260 px in two class folders."""
-    rng = np.random.default_rng(0)
-    for i in range(N_IMAGES):
-        path = folder / ("good" if i % 2 else "bad") / f"{i:05d}.png"
-        path.parent.mkdir(exist_ok=True)
-        coarse = Image.fromarray(rng.integers(0, 256, (20, 26), dtype=np.uint8))
-        coarse.resize((260, 200), Image.Resampling.BICUBIC).save(path)
+def sampling_figures(device: torch.device, rounds: int) -> list[Figure]:
+    """Sampling with encoding."""
+    on = "gpu" if device.type == "cuda" else "cpu"
+    return [
+        Figure(
+            f"sampling + PNG encoding over PNG encoding alone, one core, {size} px ({channels} channels)",
+            on,
+            0.8,
+            lambda size=size, channels=channels: sampling_against_encoding(size, channels, device, rounds),
+        )
+        for size, channels in ((8, 32), (32, 16))
+    ]
 
 
-def prepare_ratio(folder: Path, n_workers: int) -> tuple[float, float, float]:
-    """Images a second of the scan, over those of Pillow decoding and resizing alone in one process."""
-    section = PrepareSection(image_size=64, channels=1)
-    source = SourceSection(type="imagefolder", path=".")
-
-    def scan() -> None:
-        target = folder.parent / "images.npy"
-        scan_source(open_source(source, folder, section), section, target, n_workers=n_workers)
-        target.unlink()
-
-    def pillow() -> None:
-        for path in sorted(folder.rglob("*.png")):
-            with Image.open(path) as image:
-                np.asarray(image.convert("L").resize((64, 64), Image.Resampling.LANCZOS))
-
-    scan()  # starts the pool
-    return ratio(scan, pillow)
-
-
-def _train(reals: RealImages, seed: int) -> None:
-    torch.set_num_threads(1)
-    train_classifier(
-        CLASSICAL_ARMS["balanced"],
-        reals,
-        None,
-        ClassifierSection(width=24, steps=300, batch=64),
-        n_classes=2,
-        share=0.0,
-        real_share=0.0,
-        mix_alpha=0.3,
-        seed=seed,
-        device=torch.device("cpu"),
-    )
+def prepare_figures(folder: Path, *, quick: bool, rounds: int) -> list[Figure]:
+    """Speed of `prepare`."""
+    raw = folder / "raw"
+    make_folder(raw, 240 if quick else 3000)
+    figures = [
+        Figure(
+            "prepare, images/s over Pillow decode + resize, one core",
+            "cpu",
+            0.8,
+            lambda: scan_against_pillow(raw, rounds),
+        )
+    ]
+    if len(os.sched_getaffinity(0)) > 1:
+        figures.append(
+            Figure("prepare on 2 cores over one core", "cpu", 1.8, lambda: two_processes_against_one(raw, rounds))
+        )
+    return figures
 
 
-def repeats_ratio() -> tuple[float, float, float]:
-    """Four 8 px classifier trainings in two processes of one thread, against one after the other on all threads."""
-    rng = np.random.default_rng(0)
-    labels = (np.arange(400) % 2).astype(np.int64)
-    reals = RealImages(rng.integers(0, 256, (400, 8, 8, 1), dtype=np.uint8), labels, np.arange(400))
-    with ProcessPoolExecutor(2) as pool:
-        list(pool.map(_train, [reals] * 2, range(2)))  # starts and warms both
-
-        def in_turn() -> None:
-            for seed in range(4):
-                _train(reals, seed)
-
-        return ratio(lambda: list(pool.map(_train, [reals] * 4, range(4))), in_turn)
+def memory_figure(folder: Path) -> dict[str, Any]:
+    """Peak memory of prepare at two sizes, each in a process of its own, and bytes per further image."""
+    few, many = (peak_memory(n, folder / str(n) / "raw") for n in MEMORY_SIZES)
+    per_image = (many - few) * 2**20 / (MEMORY_SIZES[1] - MEMORY_SIZES[0])
+    return {"few_mb": few, "many_mb": many, "bytes_per_image": round(per_image)}
 
 
-def bank_ratio(folder: Path) -> tuple[float, float, float]:
-    """Opening rendered variants from the cache, against rendering them."""
-    images = np.random.default_rng(0).integers(0, 256, (50, 32, 32, 3), dtype=np.uint8)
-    names = [str(i) for i in range(50)]
-    counts = np.full(50, 20)
+def machine_name(device: torch.device) -> str:
+    """`cpu-2-cores`, or the GPU's name as a slug; no host name, no date."""
+    if device.type == "cuda":
+        return re.sub(r"[^a-z0-9]+", "-", torch.cuda.get_device_name(device).lower()).strip("-")
+    return f"cpu-{len(os.sched_getaffinity(0))}-cores"
 
-    def render(cache: Path) -> None:
-        render_bank(images, names, counts, "classical", TransformsSection(), seed=0, cache=cache)
 
-    render(folder / "bank")
-    fresh = iter(range(10**6))
-    return ratio(lambda: render(folder / "bank"), lambda: render(folder / f"bank{next(fresh)}"))
+def measure(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
+    """All figures that this machine can measure, those of the other kind as not measured."""
+    quick = arguments.quick
+    rounds = 1 if quick else ROUNDS
+    on = "gpu" if device.type == "cuda" else "cpu"
+    with tempfile.TemporaryDirectory() as name:
+        figures = [
+            *gan_figures(device, quick=quick, rounds=rounds),
+            *classifier_figures(device, quick=quick, rounds=rounds),
+            *sampling_figures(device, rounds),
+            *prepare_figures(Path(name), quick=quick, rounds=rounds),
+        ]
+        rows = []
+        for figure in figures:
+            if arguments.only and arguments.only not in figure.name:
+                continue
+            sys.stderr.write(f"{figure.name} ...\n")
+            found = asdict(figure.measure())
+            rows.append({"figure": figure.name, "on": figure.on, "bar": figure.bar, **_rounded(found)})
+        memory = memory_figure(Path(name)) if arguments.memory else None
+    if on == "cpu":
+        rows += _not_measured()
+    return {
+        "machine": machine_name(device),
+        "processor": platform.machine(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "rounds": rounds,
+        "quick": quick,
+        "rows": rows,
+        "memory": memory,
+    }
+
+
+def _rounded(found: dict[str, float]) -> dict[str, float]:
+    return {name: float(f"{value:.4g}") for name, value in found.items()}
+
+
+def _not_measured() -> list[dict[str, Any]]:
+    bars = {
+        "GAN training, images/s over a plain loop": 5.0,
+        "GAN training, images/s over the bare step": 0.9,
+        "10 classifier repeats, 32 px, width 32, as the stages run them, over one after the other": 4.0,
+        "sampling + PNG encoding over PNG encoding alone, one core, 32 px (16 channels)": 0.8,
+    }
+    return [{"figure": name, "on": "gpu", "bar": bar, "median": None} for name, bar in bars.items()]
+
+
+def table(results: list[dict[str, Any]]) -> str:
+    """The Markdown table of all machines; a GPU's rows replace those that a CPU could not measure."""
+    has_gpu = any(row["on"] == "gpu" and row["median"] is not None for r in results for row in r["rows"])
+    lines = ["| figure | machine | at least | median | least | most |", "| --- | --- | --- | --- | --- | --- |"]
+    for result in results:
+        for row in result["rows"]:
+            bar = "–" if row["bar"] is None else f"{row['bar']:g}"
+            if row["median"] is None:
+                if not has_gpu:
+                    lines.append(f"| {row['figure']} | GPU | {bar} | {NOT_MEASURED} | | |")
+                continue
+            missed = row["bar"] is not None and row["median"] < row["bar"]
+            median = f"**{row['median']:.2f}** (missed)" if missed else f"{row['median']:.2f}"
+            cells = (row["figure"], result["machine"], bar, median, f"{row['least']:.2f}", f"{row['most']:.2f}")
+            lines.append(f"| {' | '.join(cells)} |")
+        memory = result["memory"]
+        shown = NOT_MEASURED + " (`--memory`)"
+        if memory is not None:
+            shown = f"{memory['few_mb']:.0f} MB, {memory['many_mb']:.0f} MB: {memory['bytes_per_image']} bytes an image"
+        lines.append(
+            f"| peak memory of prepare, 10,000 and 100,000 images of 32 px | {result['machine']} "
+            f"| flat but for the index | {shown} | | |"
+        )
+    versions = ", ".join(f"{r['machine']}: torch {r['torch']}, {r['rounds']} rounds" for r in results)
+    return "\n".join([*lines, "", f"{versions}."])
+
+
+def write_page(results: list[dict[str, Any]], page: Path = PAGE) -> None:
+    """Rewrites what stands between the markers of docs/performance.md, and nothing else."""
+    text = page.read_text(encoding="utf-8")
+    before, found_begin, rest = text.partition(BEGIN)
+    _, found_end, after = rest.partition(END)
+    if not (found_begin and found_end):
+        raise SystemExit(f"{page} has no lines {BEGIN} and {END}; put them where the table belongs")
+    with atomic_file(page) as temporary:
+        temporary.write_text(f"{before}{BEGIN}\n{table(results)}\n{END}{after}", encoding="utf-8")
 
 
 def main() -> None:
-    """Measures and prints."""
-    rows = []
-    with tempfile.TemporaryDirectory() as name:
-        folder = Path(name) / "raw"
-        folder.mkdir()
-        make_folder(folder)
-        rows.append(("prepare, images/s over Pillow decode + resize, 1 process", prepare_ratio(folder, 1)))
-        rows.append(("the same, 2 processes", prepare_ratio(folder, 2)))
-        rows.append(("4 classifier trainings in 2 processes over in turn, 8 px", repeats_ratio()))
-        rows.append(("rendered transforms from the cache over rendering", bank_ratio(Path(name))))
-    sys.stdout.write(f"torch {torch.__version__}, {torch.get_num_threads()} threads\n\n")
-    sys.stdout.write("| figure | median | least | most |\n| --- | --- | --- | --- |\n")
-    for figure, (median, least, most) in rows:
-        sys.stdout.write(f"| {figure} | {median:.2f} | {least:.2f} | {most:.2f} |\n")
-    sys.stdout.write("\nGPU rows, resume and memory: not measured here.\n")
+    """Measures, writes the file of this machine and the table of all."""
+    parser = argparse.ArgumentParser(description="speed as ratios")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, writes nothing")
+    parser.add_argument("--memory", action="store_true", help="also peak memory of prepare (minutes)")
+    parser.add_argument("--only", default="", help="only figures whose name holds this text; writes nothing")
+    arguments = parser.parse_args()
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    result = measure(arguments, device)
+    if arguments.quick or arguments.only:
+        sys.stdout.write(table([result]) + "\n")
+        return
+    write_json(RESULTS / f"{result['machine']}.json", result)
+    every = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
+    write_page(every)
+    sys.stdout.write(table(every) + "\n")
 
 
 if __name__ == "__main__":

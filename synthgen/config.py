@@ -120,7 +120,7 @@ class AdaptiveSection(Section):
 class MonitorSection(Section):
     """What is measured at every tick, on features of a network of our own."""
 
-    samples_per_class: Annotated[int, Field(ge=4)] = 32
+    samples_per_class: Annotated[int, Field(ge=4)] = 64
     reals_per_class: Annotated[int, Field(ge=4)] = 100
     held_out: Share = Field(default=0.05, description="of the groups of each class, kept from the GAN to judge it by")
     min_class_images: Count = Field(default=40, description="a smaller class holds nothing out")

@@ -51,8 +51,10 @@ def save_snapshot(folder: Path, snapshot: Snapshot, step: int) -> None:
         save_file({name: tensor.contiguous() for name, tensor in snapshot.tensors.items()}, tensors)
         digests = {"sha256": sha256_file(tensors), "values_sha256": digest_of(snapshot.values)}
         write_json(partial / "values.json", {**digests, **snapshot.values})
-    for old in _states(folder)[N_KEPT:]:
-        shutil.rmtree(old, ignore_errors=True)
+    written = [state for state in _states(folder) if int(state.name.removeprefix("state-")) <= step]
+    for other in set(_states(folder)) - set(written[:N_KEPT]):
+        # older ones, and damaged ones of later steps, which would shadow what was written now
+        shutil.rmtree(other, ignore_errors=True)
 
 
 def load_snapshot(folder: Path) -> Snapshot | None:

@@ -55,9 +55,7 @@ def run_pretrain(workspace: Workspace, fold: str, device: torch.device) -> None:
         kimg=section.kimg,
         seed=seed,
         device=device,
-        monitor=watch.monitor(
-            training, section.monitor, seed, device, conditional=section.network.conditioning != "none"
-        ),
+        monitor=watch.monitor(training, section.monitor, seed, device, conditional=True),
         scratch=scratch,
         description=f"pretrain {fold}",
     )

@@ -142,3 +142,13 @@ def test_the_sha256_of_the_tensors_lies_beside_them(tmp_path: Path) -> None:
     values = json.loads((tmp_path / "state-000000000001" / "values.json").read_text())
     assert len(values["sha256"]) == 64
     assert values["step"] == 1
+
+
+def test_a_damaged_state_of_a_later_step_does_not_shadow_new_ones(tmp_path: Path) -> None:
+    for step in (30, 40):
+        save_snapshot(tmp_path, Snapshot({"x": torch.zeros(1)}, {"step": step}), step)
+        (tmp_path / f"state-{step:012d}" / "values.json").write_text("{}")
+    save_snapshot(tmp_path, Snapshot({"x": torch.ones(1)}, {"step": 10}), 10)
+    found = load_snapshot(tmp_path)
+    assert found is not None
+    assert found.values == {"step": 10}

@@ -86,12 +86,12 @@ class ResnetGenerator(PyramidGenerator):
 
 
 class ResnetDown(nn.Module):
-    """Halves the side: activation, convolution, averaging, activation, convolution; plus a short cut."""
+    """Halves the side: activation, strided convolution, activation, convolution; plus an averaged short cut."""
 
     def __init__(self, shape: GanShape, c_in: int, c_out: int) -> None:
         super().__init__()
         self.dropout = Dropout(shape.dropout)
-        self.conv_1 = limited(nn.Conv2d(c_in, c_out, 3, padding=1), shape.d_norm)
+        self.conv_1 = limited(nn.Conv2d(c_in, c_out, 4, stride=2, padding=1), shape.d_norm)
         self.conv_2 = limited(nn.Conv2d(c_out, c_out, 3, padding=1), shape.d_norm)
         self.shortcut = limited(nn.Conv2d(c_in, c_out, 1), shape.d_norm)
         self.norm_1 = nn.BatchNorm2d(c_in) if shape.d_norm == "batch" else nn.Identity()
@@ -99,7 +99,7 @@ class ResnetDown(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, c_in, H, W) to (N, c_out, H/2, W/2)."""
-        y = functional.avg_pool2d(self.conv_1(functional.leaky_relu(self.norm_1(x), 0.2)), 2)  # (N, c_out, H/2, W/2)
+        y = self.conv_1(functional.leaky_relu(self.norm_1(x), 0.2))  # (N, c_out, H/2, W/2)
         y = self.conv_2(functional.leaky_relu(self.norm_2(y), 0.2))
         dropped: Tensor = self.dropout(y + self.shortcut(functional.avg_pool2d(x, 2)))
         return dropped
