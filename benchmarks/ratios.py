@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import torch
 
-ROUNDS = 5
+ROUNDS = 3
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 Owns the list of figures with their bars, `benchmarks/results/MACHINE.json` and the table between the two markers of
 docs/performance.md, which shows every machine that was measured. What this machine cannot measure says so.
 
-python benchmarks/run.py [--quick] [--memory] [--only TEXT]
+python benchmarks/run.py [--quick] [--memory] [--explain] [--only TEXT]
+
+A figure is written as soon as it is measured, in place of the one that stood there: a run that is ended loses nothing.
 """
 
 import argparse
@@ -92,7 +94,7 @@ def gan_figures(device: torch.device, *, quick: bool, rounds: int) -> list[Figur
     ]
 
 
-def classifier_figures(device: torch.device, *, quick: bool, rounds: int) -> list[Figure]:
+def classifier_figures(device: torch.device, *, quick: bool, explain: bool, rounds: int) -> list[Figure]:
     """Ten repeats of the classifier."""
     on = "gpu" if device.type == "cuda" else "cpu"
     found = []
@@ -108,7 +110,7 @@ def classifier_figures(device: torch.device, *, quick: bool, rounds: int) -> lis
                 lambda size=size, width=width, steps=steps: repeats_against_in_turn(size, width, steps, device, rounds),
             )
         )
-        if on == "cpu":
+        if on == "cpu" and explain:
             found.append(
                 Figure(
                     f"{what}, as one program on one thread, over one after the other",
@@ -169,38 +171,52 @@ def machine_name(device: torch.device) -> str:
     return f"cpu-{len(os.sched_getaffinity(0))}-cores"
 
 
-def measure(arguments: argparse.Namespace, device: torch.device) -> dict[str, Any]:
-    """All figures that this machine can measure, those of the other kind as not measured."""
+def measure(
+    arguments: argparse.Namespace, device: torch.device, keep: Callable[[dict[str, Any]], None]
+) -> dict[str, Any]:
+    """All figures that this machine can measure, those of the other kind as not measured; `keep` gets each state."""
     quick = arguments.quick
     rounds = 1 if quick else ROUNDS
     on = "gpu" if device.type == "cuda" else "cpu"
     with tempfile.TemporaryDirectory() as name:
         figures = [
             *gan_figures(device, quick=quick, rounds=rounds),
-            *classifier_figures(device, quick=quick, rounds=rounds),
+            *classifier_figures(device, quick=quick, explain=arguments.explain, rounds=rounds),
             *sampling_figures(device, rounds),
             *prepare_figures(Path(name), quick=quick, rounds=rounds),
         ]
-        rows = []
+        result: dict[str, Any] = {
+            "machine": machine_name(device),
+            "processor": platform.machine(),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+            "rounds": rounds,
+            "quick": quick,
+            "rows": _not_measured() if on == "cpu" else [],
+            "memory": None,
+        }
         for figure in figures:
             if arguments.only and arguments.only not in figure.name:
                 continue
             sys.stderr.write(f"{figure.name} ...\n")
             found = asdict(figure.measure())
-            rows.append({"figure": figure.name, "on": figure.on, "bar": figure.bar, **_rounded(found)})
-        memory = memory_figure(Path(name)) if arguments.memory else None
-    if on == "cpu":
-        rows += _not_measured()
-    return {
-        "machine": machine_name(device),
-        "processor": platform.machine(),
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        "rounds": rounds,
-        "quick": quick,
-        "rows": rows,
-        "memory": memory,
-    }
+            row = {"figure": figure.name, "on": figure.on, "bar": figure.bar, **_rounded(found)}
+            result["rows"] = [row, *result["rows"]]
+            keep(result)
+        if arguments.memory:
+            result["memory"] = memory_figure(Path(name))
+            keep(result)
+    return result
+
+
+def merged(before: dict[str, Any] | None, now: dict[str, Any]) -> dict[str, Any]:
+    """`now`, with the rows and the memory of `before` that were not measured again."""
+    if before is None:
+        return now
+    known = {(row["figure"], row["on"]) for row in now["rows"]}
+    rows = [*now["rows"], *(row for row in before["rows"] if (row["figure"], row["on"]) not in known)]
+    rows.sort(key=lambda row: (row["on"], row["figure"]))
+    return {**now, "rows": rows, "memory": now["memory"] or before["memory"]}
 
 
 def _rounded(found: dict[str, float]) -> dict[str, float]:
@@ -260,17 +276,20 @@ def main() -> None:
     parser = argparse.ArgumentParser(description="speed as ratios")
     parser.add_argument("--quick", action="store_true", help="tiny sizes: shows that it runs, writes nothing")
     parser.add_argument("--memory", action="store_true", help="also peak memory of prepare (minutes)")
-    parser.add_argument("--only", default="", help="only figures whose name holds this text; writes nothing")
+    parser.add_argument("--explain", action="store_true", help="also rows that only explain a decision (minutes)")
+    parser.add_argument("--only", default="", help="only figures whose name holds this text")
     arguments = parser.parse_args()
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    result = measure(arguments, device)
-    if arguments.quick or arguments.only:
-        sys.stdout.write(table([result]) + "\n")
-        return
-    write_json(RESULTS / f"{result['machine']}.json", result)
-    every = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))]
-    write_page(every)
-    sys.stdout.write(table(every) + "\n")
+
+    def keep(result: dict[str, Any]) -> None:
+        if arguments.quick:
+            return
+        path = RESULTS / f"{result['machine']}.json"
+        before = json.loads(path.read_text(encoding="utf-8")) if path.exists() else None
+        write_json(path, merged(before, result))
+        write_page([json.loads(path.read_text(encoding="utf-8")) for path in sorted(RESULTS.glob("*.json"))])
+
+    sys.stdout.write(table([measure(arguments, device, keep)]) + "\n")
 
 
 if __name__ == "__main__":
