@@ -4,6 +4,7 @@ Owns the two bases, and the settings that change while a training goes on: how m
 (`class_share`), how far a progressive network has grown (`growth`), where random inputs come from (`random`).
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -13,7 +14,7 @@ from synthgen.gan.architectures.layers import within_class_std
 from synthgen.gan.architectures.shape import GanShape
 
 
-class Generator(nn.Module):
+class Generator(nn.Module, ABC):
     """Latents, label and, for image-to-image kinds, further tensors to image.
 
     Attributes:
@@ -32,6 +33,7 @@ class Generator(nn.Module):
         self.truncation = 1.0
         self.random: torch.Generator | None = None
 
+    @abstractmethod
     def forward(self, latents: Tensor, labels: Tensor, *content: Tensor) -> Tensor:
         """Makes images.
 
@@ -42,14 +44,13 @@ class Generator(nn.Module):
         Returns:
             (N, C, H, W) float32 in [-1, 1].
         """
-        raise NotImplementedError
 
     def finish(self, image: Tensor) -> Tensor:
         """(N, C, H, W) raw output to [-1, 1], by tanh, or by a sigmoid over the same range."""
         return torch.tanh(image) if self.shape.output == "tanh" else torch.sigmoid(image) * 2.0 - 1.0
 
 
-class Discriminator(nn.Module):
+class Discriminator(nn.Module, ABC):
     """Image and label to one logit: how real the image looks as a member of its class.
 
     A kind implements `trunk`; judging by features and label is here: projection (Miyato and Koyama 2018,
@@ -80,13 +81,13 @@ class Discriminator(nn.Module):
         if shape.auxiliary:
             self.classify = nn.Linear(n, shape.n_classes)
 
+    @abstractmethod
     def trunk(self, images: Tensor, members: Tensor, n_members: int) -> Tensor:
         """(N, C, H, W) images to (N, N_FEATURES); `members` (N,) are the groups whose spread is shown."""
-        raise NotImplementedError
 
+    @abstractmethod
     def stages(self) -> Iterator[nn.Module]:
         """The trunk's parts from the image inwards, for freezing the first of them (FreezeD, arXiv:2002.10964)."""
-        raise NotImplementedError
 
     def features(self, images: Tensor, labels: Tensor, fakes: Tensor | None = None) -> Tensor:
         """What the heads see.

@@ -6,6 +6,7 @@ side on both ends also while a progressive network is small: G enlarges its outp
 input.
 """
 
+from abc import abstractmethod
 from collections.abc import Iterator
 
 import torch
@@ -40,13 +41,13 @@ class PyramidGenerator(Generator):
             for level in range(shape.first_level, shape.n_halvings + 1)
         )
 
+    @abstractmethod
     def conditions(self, latents: Tensor, labels: Tensor) -> list[Tensor]:
         """The condition of the seed and of each block, n_halvings + 1 tensors of (N, width)."""
-        raise NotImplementedError
 
+    @abstractmethod
     def seed(self, condition: Tensor) -> Tensor:
         """(N, width) to (N, C, seed_size, seed_size)."""
-        raise NotImplementedError
 
     def to_pixels(self, x: Tensor, level: int, condition: Tensor) -> Tensor:
         """(N, C, h, w) features of a level and its condition to (N, image_channels, h, w)."""
@@ -88,9 +89,9 @@ class PyramidDiscriminator(Discriminator):
             for level in range(shape.n_halvings, shape.first_level - 1, -1)
         )
 
+    @abstractmethod
     def head(self, x: Tensor) -> Tensor:
         """(N, C + 1, seed_size, seed_size) to (N, N_FEATURES)."""
-        raise NotImplementedError
 
     def trunk(self, images: Tensor, members: Tensor, n_members: int) -> Tensor:
         """See `Discriminator.trunk`."""
