@@ -7,7 +7,6 @@ Source: Radford et al. 2016, arXiv:1511.06434, section 3. Conditional by class-c
 from collections.abc import Iterator
 from itertools import pairwise
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -61,13 +60,6 @@ class DcganGenerator(PyramidGenerator):
             DcganUp(shape, shape.channels_at(k), shape.channels_at(k - 1)) for k in range(shape.n_halvings, 0, -1)
         )
         self.build_outputs(kernel=3)
-
-    def conditions(self, latents: Tensor, labels: Tensor) -> list[Tensor]:
-        """Latents and class embedding, the same everywhere."""
-        condition = latents * self.truncation
-        if self.shape.conditioning != "none":
-            condition = torch.cat([condition, self.embed(labels) * self.class_share], dim=1)
-        return [condition] * (self.shape.n_halvings + 1)
 
     def seed(self, condition: Tensor) -> Tensor:
         """(N, width) to (N, deepest, seed_size, seed_size)."""

@@ -32,6 +32,7 @@ class PyramidGenerator(Generator):
         super().__init__(shape)
         self.blocks = nn.ModuleList()
         self.outputs = nn.ModuleList()
+        self.embed: nn.Embedding  # set by the kind, where it is given a label
 
     def build_outputs(self, kernel: int) -> None:
         """One layer to pixels for each level that can be shown."""
@@ -41,9 +42,15 @@ class PyramidGenerator(Generator):
             for level in range(shape.first_level, shape.n_halvings + 1)
         )
 
-    @abstractmethod
     def conditions(self, latents: Tensor, labels: Tensor) -> list[Tensor]:
-        """The condition of the seed and of each block, n_halvings + 1 tensors of (N, width)."""
+        """The condition of the seed and of each block, n_halvings + 1 tensors of (N, width).
+
+        Here latents, then the class embedding, the same everywhere; a prefix leaves the label out.
+        """
+        condition = latents * self.truncation
+        if self.shape.conditioning != "none":
+            condition = torch.cat([condition, self.embed(labels) * self.class_share], dim=1)
+        return [condition] * (self.shape.n_halvings + 1)
 
     @abstractmethod
     def seed(self, condition: Tensor) -> Tensor:

@@ -6,7 +6,6 @@ leaves no checkerboard. The label enters G at 8 px and above only: conditional G
 steers the seed (Shahbazi et al. 2022, arXiv:2201.06578).
 """
 
-import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
@@ -63,13 +62,6 @@ class ResnetGenerator(PyramidGenerator):
         shape = self.shape
         labelled = shape.conditioning != "none" and shape.side_at(halvings) >= FIRST_CONDITIONED_SIDE
         return shape.latents + (shape.embedding if labelled else 0)
-
-    def conditions(self, latents: Tensor, labels: Tensor) -> list[Tensor]:
-        """Latents, then the class embedding; each norm takes the part that its side may know."""
-        condition = latents * self.truncation
-        if self.shape.conditioning != "none":
-            condition = torch.cat([condition, self.embed(labels) * self.class_share], dim=1)
-        return [condition] * (self.shape.n_halvings + 1)
 
     def seed(self, condition: Tensor) -> Tensor:
         """(N, width) to (N, deepest, seed_size, seed_size), from the latents alone."""
