@@ -243,7 +243,7 @@ def succeeds(folder: Path, *arguments: str) -> bool:
     return _run(folder, arguments, _seconds(arguments)).status == 0
 
 
-def write_tag(folder: Path, tag: str, commit: str, message: str, author: Author) -> str:
+def write_tag(folder: Path, tag: str, commit: str, message: str, author: Author, *, not_before: int = 0) -> str:
     """Writes an annotated tag's object and no reference to it; returns its id.
 
     A reference comes with the push alone, so that a killed run leaves no tag that was never published.
@@ -254,10 +254,12 @@ def write_tag(folder: Path, tag: str, commit: str, message: str, author: Author)
         commit: full id of the commit it points at.
         message: may not be empty.
         author: who tags.
+        not_before: seconds since 1970; the tag is dated then if the clock is behind it.
     Raises:
         GitError: git refuses the object.
     """
-    head = f"object {commit}\ntype commit\ntag {tag}\ntagger {author} {int(time.time())} +0000\n"
+    when = max(int(time.time()), not_before)
+    head = f"object {commit}\ntype commit\ntag {tag}\ntagger {author} {when} +0000\n"
     with tempfile.TemporaryDirectory(prefix="synthgen-tag-") as name:
         path = Path(name) / "tag"
         path.write_text(f"{head}\n{message.strip()}\n", encoding="utf-8")

@@ -34,7 +34,7 @@ PROMOTE = "promote"
 ROLL_BACK = "rollback"
 OVERRIDE = "override"
 _STAGE = re.compile(r"[a-z][a-z0-9]{0,31}", re.ASCII)
-_FIELDS = "%(refname:strip=2)%00%(*objectname)%00%(objectname)%00%(contents)%00"
+_FIELDS = "%(refname:strip=2)%00%(*objectname)%00%(objectname)%00%(creatordate:unix)%00%(contents)%00"
 
 
 class PromotionError(PipelineError):
@@ -73,19 +73,20 @@ class Promotion:
 class _Entry:
     promotion: Promotion
     is_withdrawal: bool
+    date: int
 
 
 def _entries(project: Path, stage: str) -> list[_Entry]:
     rows = git(project, "for-each-ref", f"--format={_FIELDS}", "refs/tags").split("\0\n")
-    fields = [row.split("\0") for row in rows if row.count("\0") == 3]
-    commits = {tag: peeled or own for tag, peeled, own, _ in fields}
+    fields = [row.split("\0") for row in rows if row.count("\0") == 4]
+    commits = {tag: peeled or own for tag, peeled, own, *_ in fields}
     versions: dict[str, Version] = {}
     for tag, commit in commits.items():
         if version := parse_tag(tag):
             versions[commit] = max(version, versions.get(commit, version))
     pattern = re.compile(rf"{NAME}#{stage}(!?)(?:#(\d{{1,9}}))?", re.ASCII)
     found = []
-    for tag, _, _, message in fields:
+    for tag, _, _, date, message in fields:
         match = pattern.fullmatch(tag)
         if match and commits[tag] in versions:
             told = read_trailers(message)
@@ -98,7 +99,7 @@ def _entries(project: Path, stage: str) -> list[_Entry]:
                 who=told.get("Synthgen-Who", "unknown"),
                 reason=told.get("Synthgen-Reason", "unknown"),
             )
-            found.append(_Entry(promotion, bool(match.group(1))))
+            found.append(_Entry(promotion, bool(match.group(1)), int(date or 0)))
     return sorted(found, key=lambda entry: entry.promotion.number)
 
 
@@ -200,7 +201,7 @@ def promote(
     reason = f"{force_reason} (the gate: {decision.reason})" if overridden else decision.reason
     action = OVERRIDE if overridden else PROMOTE
     promotion = Promotion(wanted, stage, _next_number(entries), commit, action, _asker(folder, who), _line(reason))
-    return _write(folder, target, promotion, author)
+    return _write(folder, target, promotion, author, entries)
 
 
 def roll_back(
@@ -228,7 +229,7 @@ def roll_back(
     back = earlier[-1]
     text = _line(f"{reason} (it was {standing[-1].version})")
     made = Promotion(back.version, stage, _next_number(entries), back.commit, ROLL_BACK, _asker(folder, who), text)
-    return _write(folder, target, made, author)
+    return _write(folder, target, made, author, entries)
 
 
 def _judged(project: Path, version: Version, gate: Gate | None) -> Promote | Keep:
@@ -269,7 +270,9 @@ def _line(text: str) -> str:
     return "".join(mark for mark in " ".join(text.split()) if mark.isprintable())
 
 
-def _write(project: Path, remote: str | None, promotion: Promotion, author: Author | None) -> Promotion:
+def _write(
+    project: Path, remote: str | None, promotion: Promotion, author: Author | None, entries: list[_Entry]
+) -> Promotion:
     lines = [
         f"{NAME} {promotion.version} to {promotion.stage}",
         "",
@@ -279,7 +282,9 @@ def _write(project: Path, remote: str | None, promotion: Promotion, author: Auth
         f"Synthgen-Reason: {promotion.reason}",
     ]
     message = hide_secrets("\n".join(lines), known_secrets(project))
-    made = write_tag(project, promotion.tag, promotion.commit, message, author or Author())
+    # GTO orders promotions by their dates, which count whole seconds: each must be later than the one before.
+    later = max((entry.date for entry in entries), default=0) + 1
+    made = write_tag(project, promotion.tag, promotion.commit, message, author or Author(), not_before=later)
     target = remote or str(shared_folder(project).parent)
     try:
         push(project, target, {f"refs/tags/{promotion.tag}": made})

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Iterator
 
 import numpy as np
 import pytest
@@ -9,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
-from torch import Tensor
+from torch import Tensor, nn
 
 from synthgen.config import GeneratorSection, MonitorSection, StopSection
 from synthgen.gan.architectures.build import build_discriminator
@@ -146,6 +147,12 @@ def test_the_summary_takes_means_and_the_worst() -> None:
 
 class _Brightness(Discriminator):
     """Its logit is the mean of the image."""
+
+    def trunk(self, images: Tensor, members: Tensor, n_members: int) -> Tensor:
+        raise AssertionError("the logit is the mean of the image")
+
+    def stages(self) -> Iterator[nn.Module]:
+        raise AssertionError("a mean has no stages")
 
     def forward(self, images: Tensor, labels: Tensor, fakes: Tensor | None = None) -> Tensor:
         assert not self.training

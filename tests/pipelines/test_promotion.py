@@ -101,6 +101,16 @@ def test_through_the_gate_past_it_and_back(project):
     assert [str(one.version) for one in history(project)] == ["v0.1.0", "v0.1.1", "v0.1.0"]
 
 
+def test_promotions_within_one_second_keep_their_order(project, monkeypatch):
+    # GTO orders by the tags' dates; a clock that stands still, or was put back, must not change what users get
+    monkeypatch.setattr("pipelines.git.time.time", lambda: 1_700_000_000.0)
+    for version in ("v0.1.0", "v0.1.1", "v0.1.2", "v0.1.0"):
+        promote(project, version, force_reason="test")
+        assert gto(project) == version
+    dates = git(project, "for-each-ref", "--sort=refname", "--format=%(creatordate:unix)", "refs/tags/augmented#prod#*")
+    assert dates.split() == ["1700000000", "1700000001", "1700000002", "1700000003"]
+
+
 def test_two_steps_back_are_two_steps(project):
     for version in ("v0.1.0", "v0.1.1", "v0.1.2"):
         promote(project, version, force_reason="test")
@@ -146,10 +156,10 @@ def test_two_at_once_one_is_refused(project, monkeypatch):
     git(other, "remote", "set-url", "origin", "../origin.git")
     original = promotion.write_tag
 
-    def late(*arguments):
+    def late(*arguments, **dated):
         monkeypatch.setattr(promotion, "write_tag", original)
         promote(other, "v0.1.2")
-        return original(*arguments)
+        return original(*arguments, **dated)
 
     monkeypatch.setattr(promotion, "write_tag", late)
     with pytest.raises(PromotionError, match="somebody else promoted at the same time"):
