@@ -68,10 +68,10 @@ def await_workers(address: str, n: int, environment: dict[str, str]) -> None:
 
 
 def measure(folder: Path, workers: int, n_classes: int, seconds: float, runner: str) -> Measured:
-    """One run of `spread` from nothing."""
+    """One publishing run from nothing."""
     folder.mkdir(parents=True)
     toy = make_toy(folder / "toy", seconds, tuple(f"class-{k}" for k in range(n_classes)))
-    command = [sys.executable, "-m", "pipelines.cluster", "--project", str(toy.person), "--runner", runner]
+    command = [sys.executable, "-m", "pipelines.flows", "--project", str(toy.person), "--publish", "--runner", runner]
     with prefect_server(folder, SYNTHGEN_WORKERS=str(folder / "workers")) as environment:
         if runner == "dask":
             with dask_workers(folder, workers, environment) as address:

@@ -1,63 +1,44 @@
 """The worker's side of a spread run: one stage instance in a checkout and a DVC cache of this worker's own.
 
-Owns the slots of a machine (a slot is a folder with a clone and a cache, held by one worker at a time), which GPU a
-training gets, and the steps of one order: check out, pull the inputs, run, push the outputs and the run cache. Refuses
-to publish anything in git and to carry secrets: a worker's access to git and to the remote stands in its own settings
-(`dvc config --global`, a credential helper).
-
-Slots lie in $SYNTHGEN_WORKERS, by default in the user's cache folder. Locks are the kernel's (flock) and end with
-their holder, however that dies; what a killed worker left in its slot is put right by the next one.
-
-PipelineError
-└── WorkerError  an order cannot be carried out here, and why
+Owns the steps of one order: check out, pull the inputs, run, push the outputs and the run cache. Refuses to publish
+anything in git and to carry secrets: a worker's access to git and to the remote stands in its own settings
+(`dvc config --global`, a credential helper). What a killed worker left in its slot is put right by the next one.
 """
 
 import configparser
-import fcntl
 import os
 import re
 import shutil
-import subprocess
 import sys
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO
 
 from pipelines.checkout_data import run_dvc
-from pipelines.dvc import STAGE_SECONDS, CommandError, CommandTimeoutError, PipelineError, child_environment
+from pipelines.dvc import STAGE_SECONDS, CommandError, CommandTimeoutError, child_environment
 from pipelines.git import Author, GitError, git, succeeds
 from pipelines.remotes import pull_data
 from pipelines.supervise import TIMED_OUT, run_supervised
 from pipelines.tasks import TRAINING
+from pipelines.worker_slots import (
+    GPU_VARIABLE,
+    WorkerError,
+    free_gpu,
+    take_slot,
+    visible_gpus,
+    workers_folder,
+)
 from synthgen.artifacts import sha256_bytes
 
-__all__ = [
-    "Order",
-    "WorkerError",
-    "carry_out",
-    "free_gpu",
-    "gpu_of_slot",
-    "take_slot",
-    "visible_gpus",
-    "workers_folder",
-]
+__all__ = ["OVERLAY", "Order", "carry_out", "repro_pulling"]
 
 Line = Callable[[str], object]
 
-FOLDER_VARIABLE = "SYNTHGEN_WORKERS"
-GPU_VARIABLE = "CUDA_VISIBLE_DEVICES"
-MOST_SLOTS = 256
 KEPT = (".dvc", ".synthgen")  # the slot's settings, and unfinished trainings, which the next order goes on with
 OVERLAY = frozenset({"dvc.lock", "plan.yaml", "folds.csv"})
 _STAGE = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*(@[A-Za-z0-9._-]+)?")
 _COMMIT = re.compile(r"[0-9a-f]{40}([0-9a-f]{24})?")
-
-
-class WorkerError(PipelineError):
-    """An order cannot be carried out here, and why."""
 
 
 @dataclass(frozen=True)
@@ -101,124 +82,6 @@ class Order:
                 raise WorkerError(f"{path!r} reaches out of the project; a stage's outputs have to lie inside it")
         if any(value.startswith("-") or not value.isprintable() for value in (self.origin, self.remote, self.url)):
             raise WorkerError("an address or a remote's name starts with `-` or holds a control character; change it")
-
-
-def workers_folder(environment: Mapping[str, str] | None = None) -> Path:
-    """Where this machine's slots lie: $SYNTHGEN_WORKERS, else below the user's cache folder."""
-    known = os.environ if environment is None else environment
-    if given := known.get(FOLDER_VARIABLE):
-        return Path(given).expanduser().resolve()
-    return Path(known.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "synthgen" / "workers"
-
-
-def visible_gpus(environment: Mapping[str, str] | None = None) -> tuple[str, ...]:
-    """The CUDA devices that this worker may use, as $CUDA_VISIBLE_DEVICES names them; none on a machine without.
-
-    Where the variable is not set, `nvidia-smi` says how many there are.
-    """
-    known = os.environ if environment is None else environment
-    if (given := known.get(GPU_VARIABLE)) is not None:
-        names = [name.strip() for name in given.split(",")]
-        # CUDA takes the list up to the first device that is not there, and -1 never is.
-        return tuple(names[: names.index("-1")] if "-1" in names else [name for name in names if name])
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        return ()
-    done = subprocess.run([program, "-L"], capture_output=True, text=True, timeout=60, check=False)
-    rows = [line for line in done.stdout.splitlines() if line.startswith("GPU ")] if done.returncode == 0 else []
-    return tuple(str(n) for n in range(len(rows)))
-
-
-def gpu_of_slot(n: int, devices: Sequence[str]) -> str | None:
-    """$CUDA_VISIBLE_DEVICES of the `n`-th training on this machine: one device, and no other training has it.
-
-    Args:
-        n: from 0.
-        devices: of `visible_gpus`.
-    Returns:
-        The device; None where the machine has none, so that nothing is set.
-    Raises:
-        WorkerError: there are fewer devices.
-    """
-    if not devices:
-        return None
-    if not 0 <= n < len(devices):
-        raise WorkerError(
-            f"slot {n} has no GPU: this machine has {len(devices)} ({', '.join(devices)}), for slots from 0 on; "
-            "start fewer workers here, or lower the limit `gpu`"
-        )
-    return devices[n]
-
-
-def _lock(path: Path) -> IO[str] | None:
-    stream = path.open("a+", encoding="utf-8")
-    try:
-        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BaseException as error:
-        stream.close()
-        if isinstance(error, BlockingIOError):
-            return None
-        raise
-    return stream
-
-
-@contextmanager
-def take_slot(folder: Path) -> Iterator[Path]:
-    """The first slot in `folder` that nobody holds, held while the block runs.
-
-    Args:
-        folder: of one project's slots on this machine; made if it is not there.
-    Yields:
-        The slot's folder, which may hold what an earlier order left.
-    Raises:
-        WorkerError: all are held.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    for n in range(MOST_SLOTS):
-        stream = _lock(folder / f"slot-{n}.lock")
-        if stream is not None:
-            with stream:
-                slot = folder / f"slot-{n}"
-                slot.mkdir(exist_ok=True)
-                yield slot
-            return
-    raise WorkerError(f"all {MOST_SLOTS} slots in {folder} are held; end some of this machine's workers")
-
-
-@contextmanager
-def free_gpu(folder: Path, devices: Sequence[str], timeout_seconds: float) -> Iterator[str | None]:
-    """Waits for a GPU that no training of this machine holds, and holds it while the block runs.
-
-    Args:
-        folder: of this machine's slots.
-        devices: of `visible_gpus`.
-        timeout_seconds: longest wait.
-    Yields:
-        $CUDA_VISIBLE_DEVICES for the training; None on a machine without a GPU, at once.
-    Raises:
-        WorkerError: none became free.
-    """
-    if not devices:
-        yield None
-        return
-    folder.mkdir(parents=True, exist_ok=True)
-    deadline = time.monotonic() + timeout_seconds
-    while True:
-        for n in range(len(devices)):
-            device = gpu_of_slot(n, devices)
-            assert device is not None
-            # By the device's own name, since workers of one machine may be given different lists.
-            stream = _lock(folder / f"gpu-{re.sub(r'[^A-Za-z0-9._-]+', '-', device)}.lock")
-            if stream is not None:
-                with stream:
-                    yield device
-                return
-        if time.monotonic() > deadline:
-            raise WorkerError(
-                f"none of the {len(devices)} GPUs became free within {timeout_seconds:g} s; set the limit "
-                f"(`prefect concurrency-limit create gpu N`) to the GPUs that all workers have together"
-            )
-        time.sleep(0.2)
 
 
 def _clone(order: Order, tree: Path) -> None:
@@ -283,16 +146,30 @@ def _configure(order: Order, project: Path, slot: Path) -> None:
         settings.write(stream)
 
 
-def _run(stage: str, project: Path, gpu: str | None, timeout_seconds: float, on_line: Line) -> None:
-    command = [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", "repro", "--pull", "--single-item", stage]
+def repro_pulling(
+    project: Path, stages: Sequence[str], timeout_seconds: float, on_line: Line = print, gpu: str | None = None
+) -> None:
+    """`dvc repro --pull` of `stages` alone: what another worker made is taken from the run cache, not made again.
+
+    Args:
+        project: folder of dvc.yaml.
+        stages: instances whose upstreams are done.
+        timeout_seconds: limit of all of it.
+        on_line: gets each line of output as it comes.
+        gpu: the only device that the stages see; None leaves that as it is.
+    Raises:
+        CommandError: naming the stages, the exit status and the last lines.
+        CommandTimeoutError: the time was up.
+    """
+    command = [sys.executable, "-P", "-m", "dvc", "--wait-for-lock", "repro", "--pull", "--single-item", *stages]
     environment = child_environment() | ({GPU_VARIABLE: gpu} if gpu is not None else {})
     ended = run_supervised(command, project, environment, timeout_seconds, on_line, spare_leader=True)
+    what = f"stage {', '.join(map(repr, stages))}"
     if ended.status == TIMED_OUT:
         reason = f"was ended with all its processes after its limit of {timeout_seconds:g} s"
-        raise CommandTimeoutError(f"stage {stage!r}", ended.status, ended.tail, reason)
+        raise CommandTimeoutError(what, ended.status, ended.tail, reason)
     if ended.status:
-        reason = f"failed with exit status {ended.status}"
-        raise CommandError(f"stage {stage!r}", ended.status, ended.tail, reason)
+        raise CommandError(what, ended.status, ended.tail, f"failed with exit status {ended.status}")
 
 
 def carry_out(
@@ -325,6 +202,6 @@ def carry_out(
             pull_data(project, order.remote, order.inputs)
         trains = order.stage.partition("@")[0] in TRAINING
         gpu = stack.enter_context(free_gpu(base, visible_gpus(), timeout_seconds)) if trains else None
-        _run(order.stage, project, gpu, timeout_seconds, on_line)
+        repro_pulling(project, [order.stage], timeout_seconds, on_line, gpu)
         run_dvc(project, "push", "--quiet", "--run-cache", "--remote", order.remote, order.stage)
     return order.stage

@@ -6,11 +6,13 @@ others' short locks), and a hanging one can be ended. Refuses to retry: DVC keep
 
 PipelineError
 ├── CommandError             dvc or synthgen ended with a status other than 0
-│   └── CommandTimeoutError  it was ended because its time was up
+│   ├── CommandTimeoutError  it was ended because its time was up
+│   └── CacheError           DVC's cache, or what it writes beside it, cannot be written
 ├── AnswerError              dvc answered in a form that is not understood
 └── DirtyError               something is still out of date after everything ran
 """
 
+import errno
 import json
 import os
 import re
@@ -22,11 +24,14 @@ from typing import Any
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 
+from pipelines.dvc_settings import cache_folder
+from pipelines.secrecy import hide_secrets, known_secrets
 from pipelines.supervise import STOPPED, TIMED_OUT, Ended, run_supervised
 from synthgen.errors import SynthgenError
 
 __all__ = [
     "AnswerError",
+    "CacheError",
     "CommandError",
     "CommandTimeoutError",
     "DirtyError",
@@ -46,7 +51,10 @@ Line = Callable[[str], object]
 QUERY_SECONDS = 900.0
 PLAN_SECONDS = 3600.0
 STAGE_SECONDS = 12 * 3600.0
+NOT_RUN = 126  # as a shell says of what it cannot run
 _NODE = re.compile(r'^\s*"?([^"\s][^"]*?)"?;$')
+_UNWRITABLE = re.compile(r"ERROR: .*\[Errno (\d+)\] [^:]+: '([^']+)'")
+_DISK = frozenset({errno.EACCES, errno.EDQUOT, errno.EIO, errno.ENOSPC, errno.EPERM, errno.EROFS})
 _EDGE = re.compile(r'^\s*"?([^"]+?)"? -> "?([^"]+?)"?;$')
 
 
@@ -68,11 +76,15 @@ class CommandError(PipelineError):
         self.status = status
         self.tail = tuple(tail)
         lines = "".join(f"\n  | {line}" for line in self.tail) or "\n  | (it printed nothing)"
-        super().__init__(f"{what} {reason}; its last lines:{lines}")
+        super().__init__(f"{what} {reason}" + (f"; its last lines:{lines}" if status != NOT_RUN else ""))
 
 
 class CommandTimeoutError(CommandError):
     """A command was ended, with all its children, because its time was up."""
+
+
+class CacheError(CommandError):
+    """DVC's cache, or what DVC writes beside it, cannot be written."""
 
 
 class AnswerError(PipelineError):
@@ -108,18 +120,40 @@ def child_environment(environment: Mapping[str, str] | None = None) -> dict[str,
     return {**kept, "DVC_NO_ANALYTICS": "1", "DO_NOT_TRACK": "1", "PYTHONUNBUFFERED": "1"}
 
 
-def _checked(what: str, ended: Ended, timeout_seconds: float) -> Ended:
+def _checked(what: str, ended: Ended, timeout_seconds: float, project: Path) -> Ended:
+    if ended.status == 0:
+        return ended
+    secrets = known_secrets(project)
+    tail = [hide_secrets(line, secrets) for line in ended.tail]
     if ended.status == TIMED_OUT:
         raise CommandTimeoutError(
-            what, TIMED_OUT, ended.tail, f"was ended with all its children after its limit of {timeout_seconds:g} s"
+            what, TIMED_OUT, tail, f"was ended with all its children after its limit of {timeout_seconds:g} s"
         )
     if ended.status == STOPPED:
-        raise CommandError(what, STOPPED, ended.tail, "was stopped from outside, with all its children")
-    if ended.status:
-        raise CommandError(
-            what, ended.status, ended.tail, f"failed with exit status {ended.status} (finished stages are kept)"
-        )
-    return ended
+        raise CommandError(what, STOPPED, tail, "was stopped from outside, with all its children")
+    if found := next((match for line in tail if (match := _UNWRITABLE.search(line))), None):
+        number, path = int(found[1]), found[2]
+        if number in _DISK:
+            raise CacheError(what, ended.status, tail, f"failed: {_unwritable(path, number)}")
+    raise CommandError(what, ended.status, tail, f"failed with exit status {ended.status} (finished stages are kept)")
+
+
+def _unwritable(path: str | Path, number: int) -> str:
+    remedy = "free space there" if number in {errno.EDQUOT, errno.ENOSPC} else "make it writable for this user"
+    return (
+        f"DVC cannot write {path} ({os.strerror(number)}); {remedy}, or take another cache with `dvc cache dir --local "
+        "FOLDER`, then run the same command again (finished stages are kept)"
+    )
+
+
+def _check_cache(project: Path, what: str) -> None:
+    """Before a stage trains for hours whose output could not be kept."""
+    folder = cache_folder(project)
+    there = next(place for place in (folder, *folder.parents) if place.exists())
+    if not os.access(there, os.W_OK | os.X_OK):
+        is_read_only = bool(os.statvfs(there).f_flag & os.ST_RDONLY)
+        said = _unwritable(folder, errno.EROFS if is_read_only else errno.EACCES)
+        raise CacheError(what, NOT_RUN, (), f"was not run: {said}")
 
 
 def _dvc(*arguments: str) -> list[str]:
@@ -129,7 +163,7 @@ def _dvc(*arguments: str) -> list[str]:
 
 def _ask(project: Path, *arguments: str) -> str:
     ended = run_supervised(_dvc(*arguments), project, child_environment(), QUERY_SECONDS)
-    return _checked(f"`dvc {' '.join(arguments)}`", ended, QUERY_SECONDS).stdout
+    return _checked(f"`dvc {' '.join(arguments)}`", ended, QUERY_SECONDS, project).stdout
 
 
 def stage_names(project: Path) -> list[str]:
@@ -188,10 +222,14 @@ def status(project: Path) -> dict[str, Any]:
     try:
         answer = json.loads(text)
     except json.JSONDecodeError as error:
-        raise AnswerError(f"`dvc status --json` printed {text[:200]!r}, which is no JSON ({error})") from error
+        raise AnswerError(f"`dvc status --json` printed {_shown(project, text)}, which is no JSON ({error})") from error
     if not isinstance(answer, dict):
-        raise AnswerError(f"`dvc status --json` printed {text[:200]!r}, not an object of stages")
+        raise AnswerError(f"`dvc status --json` printed {_shown(project, text)}, not an object of stages")
     return answer
+
+
+def _shown(project: Path, text: str) -> str:
+    return repr(hide_secrets(text, known_secrets(project))[:200])
 
 
 def out_of_date(graph: Mapping[str, set[str]], dirty: Mapping[str, Any]) -> dict[str, set[str]]:
@@ -244,6 +282,11 @@ def _is_entry(entry: Any) -> bool:
     return isinstance(entry, dict) and isinstance(entry.get("path"), str) and None not in entry.values()
 
 
+def _without_secrets(project: Path, on_line: Line) -> Line:
+    secrets = known_secrets(project)
+    return lambda line: on_line(hide_secrets(line, secrets))
+
+
 def repro(project: Path, stage: str | None, on_line: Line, timeout_seconds: float = STAGE_SECONDS) -> None:
     """Runs one stage instance alone, or (stage None) whatever is out of date.
 
@@ -253,13 +296,16 @@ def repro(project: Path, stage: str | None, on_line: Line, timeout_seconds: floa
         on_line: gets each line of output as it comes.
         timeout_seconds: after which DVC and the stage's processes are ended.
     Raises:
-        CommandError: naming the stage, the exit status and the last lines.
+        CommandError: naming the stage, the exit status and the last lines, free of secrets.
         CommandTimeoutError: the time was up.
+        CacheError: DVC's cache cannot be written; said before anything runs, if it can be seen then.
     """
-    chosen = ["--single-item", stage] if stage else []
-    command = _dvc("repro", *chosen)
-    ended = run_supervised(command, project, child_environment(), timeout_seconds, on_line, spare_leader=True)
-    _checked(f"stage {stage!r}" if stage else "`dvc repro`", ended, timeout_seconds)
+    what = f"stage {stage!r}" if stage else "`dvc repro`"
+    _check_cache(project, what)
+    command = _dvc("repro", *(["--single-item", stage] if stage else []))
+    told = _without_secrets(project, on_line)
+    ended = run_supervised(command, project, child_environment(), timeout_seconds, told, spare_leader=True)
+    _checked(what, ended, timeout_seconds, project)
 
 
 def plan(project: Path, on_line: Line, timeout_seconds: float = PLAN_SECONDS) -> None:
@@ -269,5 +315,6 @@ def plan(project: Path, on_line: Line, timeout_seconds: float = PLAN_SECONDS) ->
         CommandError: the raw data or params.yaml cannot be used; carries the command's own words.
     """
     command = [sys.executable, "-m", "synthgen", "plan"]
-    ended = run_supervised(command, project, child_environment(), timeout_seconds, on_line)
-    _checked("`synthgen plan`", ended, timeout_seconds)
+    told = _without_secrets(project, on_line)
+    ended = run_supervised(command, project, child_environment(), timeout_seconds, told)
+    _checked("`synthgen plan`", ended, timeout_seconds, project)

@@ -1,79 +1,152 @@
-"""Stage instances side by side: a Prefect task each, started as soon as its upstreams are done.
+"""Stage instances side by side: each starts as soon as its upstreams are done, wherever it runs.
 
-Owns order and concurrency inside a flow run. Refuses to hide a failure: what does not depend on a failed stage goes on,
-and then the run fails naming every failed stage and all that was left undone.
+Owns the one loop over the graph, and the place where all run here, in one checkout; `pipelines.cluster` has the place
+where they run on workers. Refuses to hide a failure: what does not depend on a failed stage goes on, and then the run
+fails naming every failed stage and all that was left undone.
 """
 
 import graphlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from queue import SimpleQueue
-from typing import Any
+from queue import Empty, SimpleQueue
+from typing import Any, Protocol
 
+from prefect.client.schemas.objects import State
 from prefect.futures import PrefectFuture
-from prefect.task_runners import ThreadPoolTaskRunner
+from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from pipelines.dvc import PipelineError
 from pipelines.supervise import one_leash
 from pipelines.tasks import stage_task
 from synthgen.errors import SynthgenError
 
+__all__ = ["Place", "Threads", "run_stages"]
 
-def run_stages(folder: Path, graph: Mapping[str, set[str]], max_workers: int, timeout_seconds: float) -> None:
-    """Runs a task per stage instance, each as soon as its upstreams are done.
+Future = PrefectFuture[Any]
 
-    A task is submitted when it can start, so that none holds a worker only to wait. When one fails,
-    what does not depend on it goes on: a class that cannot be trained leaves the others alone.
+
+class Place(Protocol):
+    """Where stage instances run, and how what they made comes into this checkout."""
+
+    @property
+    def runner(self) -> TaskRunner[Any]:
+        """Runs what is sent."""
+
+    def is_sent(self, stage: str) -> bool:
+        """Whether the stage goes to the runner; otherwise it runs here, with nothing else going on meanwhile."""
+
+    def send(self, crew: TaskRunner[Any], stage: str, upstreams: Sequence[Future]) -> Future:
+        """Submits a stage whose upstreams are done; `upstreams` are those of them that were sent too."""
+
+    def run(self, stage: str) -> State[Any]:
+        """Runs a stage that is not sent, to its end."""
+
+    def take_in(self, stages: list[str]) -> None:
+        """Called with stages that ended well, before anything that reads their outputs starts."""
+
+
+class Threads:
+    """All here, in one checkout, a thread each.
+
+    Attributes:
+        runner: as in `Place`.
+    """
+
+    def __init__(self, project: Path, max_workers: int, timeout_seconds: float) -> None:
+        """Takes the checkout, how many stages run at the same time, and the limit of each."""
+        self._project, self._timeout_seconds = project, timeout_seconds
+        self.runner: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=max_workers)
+
+    def is_sent(self, stage: str) -> bool:
+        """Every stage gets a thread."""
+        return True
+
+    def send(self, crew: TaskRunner[Any], stage: str, upstreams: Sequence[Future]) -> Future:
+        """Submits the stage's task."""
+        parameters = {"project": self._project, "stage": stage, "timeout_seconds": self._timeout_seconds}
+        future: Future = crew.submit(stage_task(stage), parameters=parameters, wait_for=upstreams)
+        return future
+
+    def run(self, stage: str) -> State[Any]:
+        """Never asked for."""
+        raise PipelineError(f"{stage} was to run outside of its thread; that is an error of this program")
+
+    def take_in(self, stages: list[str]) -> None:
+        """Nothing to do: it was made here."""
+
+
+def run_stages(graph: Mapping[str, set[str]], place: Place, then: Iterable[str] = ()) -> None:
+    """Runs every stage instance of `graph`, each as soon as its upstreams are done.
+
+    A stage is sent when it can start, so that none holds a worker only to wait. When one fails, what does not depend
+    on it goes on: a class that cannot be trained leaves the others alone.
 
     Args:
-        folder: the project.
         graph: stage instance -> those it waits for.
-        max_workers: how many run at the same time.
-        timeout_seconds: limit of each.
+        place: where they run.
+        then: stage instances that come after all of these, to be named too where they cannot be run.
     Raises:
         PipelineError: naming each failed stage, with its last lines, and what was left undone.
     """
+    if not graph:
+        return
     sorter = graphlib.TopologicalSorter(graph)
     sorter.prepare()
-    futures: dict[str, PrefectFuture[None]] = {}
+    running: dict[str, Future] = {}
+    sent: dict[str, Future] = {}
+    here: list[str] = []
     failures: dict[str, str] = {}
+    left = set(graph) | set(then)
     ended: SimpleQueue[str] = SimpleQueue()
-    threads: ThreadPoolTaskRunner[None] = ThreadPoolTaskRunner(max_workers=max_workers)
     # The leash is inside: on Ctrl-C it ends the stages, and only then are their threads waited for.
-    with threads as runner, one_leash():
-        n_running = 0
+    with place.runner as crew, one_leash():
         while sorter.is_active():
             for stage in sorter.get_ready():
-                futures[stage] = runner.submit(
-                    stage_task(stage),
-                    parameters={"project": folder, "stage": stage, "timeout_seconds": timeout_seconds},
-                    wait_for=[futures[upstream] for upstream in sorted(graph[stage])],
-                )
-                futures[stage].add_done_callback(partial(_announce, ended, stage))
-                n_running += 1
-            if not n_running:
-                break
-            stage = ended.get()
-            n_running -= 1
-            if failure := _failure(futures[stage]):
-                failures[stage] = failure
+                left.remove(stage)
+                if not place.is_sent(stage):
+                    here.append(stage)
+                    continue
+                upstreams = [sent[name] for name in sorted(graph[stage]) if name in sent]
+                sent[stage] = running[stage] = place.send(crew, stage, upstreams)
+                running[stage].add_done_callback(partial(_announce, ended, stage))
+            if here:
+                stage = here.pop()
+                states = {stage: place.run(stage)}
+            elif running:
+                states = {name: _state_of(running.pop(name)) for name in _wait(ended)}
             else:
-                sorter.done(stage)
+                break
+            failed = {stage: _words(state) for stage, state in states.items() if not state.is_completed()}
+            failures |= failed
+            done = sorted(set(states) - set(failed))
+            if done:
+                place.take_in(done)
+                sorter.done(*done)
     if failures:
-        left = sorted(set(graph) - set(futures))
-        undone = f"\nnot run, because they come after: {', '.join(left)}" if left else ""
+        undone = f"\nnot run, because they come after: {', '.join(sorted(left))}" if left else ""
         raise PipelineError("\n".join(failures[stage] for stage in sorted(failures)) + undone)
 
 
-def _announce(ended: SimpleQueue[str], stage: str, _future: PrefectFuture[None]) -> None:
+def _announce(ended: SimpleQueue[str], stage: str, _future: Future) -> None:
     ended.put(stage)
 
 
-def _failure(future: PrefectFuture[None]) -> str | None:
+def _wait(ended: SimpleQueue[str]) -> list[str]:
+    """Waits for one that ended, and names all that have."""
+    names = [ended.get()]
+    while True:
+        try:
+            names.append(ended.get_nowait())
+        except Empty:
+            return names
+
+
+def _state_of(future: Future) -> State[Any]:
     future.wait()  # the callback comes before Prefect has looked up the state
-    state = future.state
-    if state.is_completed():
-        return None
-    error: Any = future.result(raise_on_failure=False)
-    return str(error) if isinstance(error, SynthgenError) else f"{state.name}: {state.message or error}"
+    return future.state
+
+
+def _words(state: State[Any]) -> str:
+    error: Any = state.result(raise_on_failure=False)
+    return str(error) if isinstance(error, SynthgenError) else f"{state.name}: {state.message or repr(error)}"

@@ -1,26 +1,25 @@
 """Git, as a command: argument lists, time-outs, and words in which no secret stands.
 
-Owns every call of `git`, the environment that it gets, and hiding secrets in what git and dvc say: their messages
-quote addresses, and an address may hold a password. Refuses prompts, hooks and background maintenance: an
-unattended run has nobody to answer, what DVC's hooks do is done here by name, and no process may outlive the run.
+Owns every call of `git` that does something, and the environment that it gets; what it says passes through
+`pipelines.secrecy`. Refuses prompts, hooks and background maintenance: an unattended run has nobody to answer, what
+DVC's hooks do is done here by name, and no process may outlive the run.
 
 PipelineError
 └── GitError             git ended with a status other than 0, or answered in a form that is not understood
     └── GitTimeoutError  it was ended because its time was up
 """
 
-import configparser
 import os
 import re
 import subprocess
 import tempfile
 import time
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from urllib.parse import unquote
 
 from pipelines.dvc import PipelineError, child_environment
+from pipelines.secrecy import hide_secrets, known_secrets
 from pipelines.supervise import NOT_STARTED, TAIL_LINES, TIMED_OUT, Ended, run_supervised
 
 __all__ = [
@@ -38,7 +37,6 @@ __all__ = [
 
 LOCAL_SECONDS = 120.0
 REMOTE_SECONDS = 900.0
-HIDDEN = "***"
 
 # Variables that would point git at another repository than the folder it is called in (a run started by a hook),
 # or make somebody else the author.
@@ -60,13 +58,6 @@ _ELSEWHERE = frozenset(
 )
 _UNATTENDED = ("-c", f"core.hooksPath={os.devnull}", "-c", "gc.auto=0", "-c", "maintenance.auto=false")
 _REMOTE_VERBS = frozenset({"fetch", "ls-remote", "push"})
-_USER_PART = re.compile(r"(?<=://)[^/\s'\"]*@")
-_QUERY = re.compile(r"(?i)([?&][^=&\s]*(?:token|sig|secret|password|key|credential)[^=&\s]*=)[^&\s'\"]+")
-_SECRET_OPTION = re.compile(
-    r"(?i)pass|secret|token|credential(?!path)|(?<!grants_)key(?!file|_path)|sas|auth$|connection"
-)
-_SECRET_VARIABLE = re.compile(r"(?i)pass(word|wd|phrase)|secret|token|api_?key|access_?key|connection_string")
-_SHORTEST_SECRET = 4
 
 
 class GitError(PipelineError):
@@ -98,56 +89,6 @@ class Author:
     def __str__(self) -> str:
         """As git writes it."""
         return f"{self.name} <{self.email}>"
-
-
-def hide_secrets(text: str, known: Iterable[str] = ()) -> str:
-    """`text` without user parts of addresses, secret query values and the `known` secrets.
-
-    Args:
-        text: what a command said.
-        known: exact values, see `known_secrets`.
-    """
-    for secret in sorted(known, key=len, reverse=True):
-        text = text.replace(secret, HIDDEN)
-    return _QUERY.sub(rf"\1{HIDDEN}", _USER_PART.sub(f"{HIDDEN}@", text))
-
-
-def known_secrets(folder: Path, environment: Mapping[str, str] | None = None) -> frozenset[str]:
-    """Secret values that a command in `folder` could say: of git's remotes, DVC's settings and the environment.
-
-    Args:
-        folder: a DVC project in a git repository (either may be absent).
-        environment: variables to look at; this process's by default.
-    """
-    found = {
-        value
-        for name, value in (os.environ if environment is None else environment).items()
-        if _SECRET_VARIABLE.search(name) and len(value) >= 2 * _SHORTEST_SECRET
-    }
-    addresses = [line.partition(" ")[2] for line in (_remote_addresses(folder) or "").splitlines()]
-    for name in ("config", "config.local"):
-        for section in _settings(folder / ".dvc" / name).values():
-            found.update(value.strip("'\"") for key, value in section.items() if _SECRET_OPTION.search(key))
-            addresses += [value.strip("'\"") for key, value in section.items() if "url" in key]
-    for address in addresses:
-        user = _USER_PART.search(address)
-        password = user.group().rstrip("@").partition(":")[2] if user else ""
-        found.update({password, unquote(password)})
-    return frozenset(secret for secret in found if len(secret) >= _SHORTEST_SECRET)
-
-
-def _remote_addresses(folder: Path) -> str | None:
-    ended = _run(folder, ("config", "--get-regexp", r"^remote\..*url$"), LOCAL_SECONDS)
-    return ended.stdout if ended.status == 0 else None
-
-
-def _settings(path: Path) -> configparser.RawConfigParser:
-    parser = configparser.RawConfigParser(strict=False, delimiters=("=",), comment_prefixes=("#",))
-    try:
-        parser.read_string(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError, configparser.Error):
-        return configparser.RawConfigParser()  # DVC says what is wrong with it, when it reads it
-    return parser
 
 
 def _environment() -> dict[str, str]:

@@ -4,7 +4,8 @@ Owns the promotion tags `augmented#prod#N` (annotated, at the version's commit, 
 record in them: who, what, why. Refuses to promote past the gate without a reason, and to touch branch, tree or data:
 a promotion is a tag, published by one push, so that two people at once cannot both write number N.
 
-`python -m pipelines.promotion promote VERSION [--force REASON] | rollback | show`
+`synthgen promote VERSION [--force REASON]`, `synthgen rollback`, `synthgen promoted`; the same verbs after `python -m
+pipelines.promotion`, where the package's entry points are not installed.
 
 PipelineError
 └── PromotionError  there is no such version, or nothing to go back to
@@ -291,7 +292,7 @@ def _write(
     except GitError as error:
         raise PromotionError(
             f"{promotion.tag} was not published, perhaps because somebody else promoted at the same time; look with "
-            f"`python -m pipelines.promotion show`, then run again\n{error}"
+            f"`synthgen promoted`, then run again\n{error}"
         ) from error
     if remote:
         fetch_tags(project, remote)
@@ -305,10 +306,8 @@ def _told(promotion: Promotion) -> str:
     )
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="python -m pipelines.promotion", description="Says which version users take, and changes it."
-    )
+def _parser(program: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog=program, description="Says which version users take, and changes it.")
     common = argparse.ArgumentParser(add_help=False)
     common.add_argument("--project", default=".", help="folder of dvc.yaml (default: here)")
     common.add_argument("--stage", default="prod", help="what is promoted to (default: prod)")
@@ -321,13 +320,18 @@ def _parser() -> argparse.ArgumentParser:
     forward.add_argument("--force", metavar="REASON", help="promote past the gate; recorded with your name")
     back = commands.add_parser("rollback", parents=[common, asked], help="go back to the version promoted before")
     back.add_argument("--reason", default="rolled back", help="why; recorded")
-    commands.add_parser("show", parents=[common], help="what is promoted, and what was")
+    commands.add_parser("promoted", aliases=["show"], parents=[common], help="what is promoted, and what was")
     return parser
 
 
-def main(arguments: list[str]) -> int:
-    """Promotes, goes back or shows; 0 done, 1 error, 2 wrong usage, 3 kept by the gate."""
-    options = _parser().parse_args(arguments)
+def main(arguments: list[str], program: str = "python -m pipelines.promotion") -> int:
+    """Promotes, goes back or shows; 0 done, 1 error, 2 wrong usage, 3 kept by the gate.
+
+    Args:
+        arguments: verb and options.
+        program: what the user typed before them, for the usage.
+    """
+    options = _parser(program).parse_args(arguments)
     where = {"stage": options.stage, "remote": options.remote}
     try:
         if options.command == "promote":

@@ -20,6 +20,7 @@ from typing import Any
 from urllib.parse import parse_qsl, urlsplit
 
 from pipelines.dvc import QUERY_SECONDS, STAGE_SECONDS, CommandError, PipelineError, child_environment, find_project
+from pipelines.secrecy import hide_secrets, known_secrets
 from pipelines.supervise import run_supervised
 from synthgen.errors import SynthgenError
 
@@ -271,9 +272,9 @@ def _dvc(project: Path, *arguments: str) -> str:
     limit = STAGE_SECONDS if arguments[0] == "fetch" else QUERY_SECONDS
     ended = run_supervised(command, project, child_environment(), limit)
     if ended.status:
-        raise CommandError(
-            f"`dvc {' '.join(arguments)}`", ended.status, ended.tail, f"failed with exit status {ended.status}"
-        )
+        secrets = known_secrets(project)
+        what, *tail = (hide_secrets(text, secrets) for text in (f"`dvc {' '.join(arguments)}`", *ended.tail))
+        raise CommandError(what, ended.status, tail, f"failed with exit status {ended.status}")
     return ended.stdout
 
 

@@ -7,25 +7,39 @@ Time-outs are not Prefect's, which cannot interrupt a blocking call; they are ke
 goes on where it stopped.
 """
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from prefect import get_run_logger, task
-from prefect.artifacts import create_markdown_artifact
+from prefect.artifacts import create_image_artifact, create_link_artifact, create_markdown_artifact
 from prefect.cache_policies import NO_CACHE
 from prefect.tasks import Task
 
 from pipelines import dvc
 from pipelines.checkout import Checkout
 from pipelines.gate import Keep, Promote
+from pipelines.git import answer
+from pipelines.progress_artifact import live_progress
 from pipelines.promotion import promote
 from pipelines.publish import Publication, publish
+from pipelines.run_artifacts import (
+    keep_report,
+    labelled,
+    page_of_version,
+    picture_address,
+    plain_address,
+    report_of,
+    samples_of,
+)
 from pipelines.turns import one_writer
-from pipelines.verdict import read_gain, verdict_table
+from pipelines.verdict import escape_text, read_gain, verdict_table
+from pipelines.versioning import NAME
 
 TRAINING = frozenset({"pretrain", "adapt", "scratch", "synthesize", "evaluate", "challenge"})
 GPU_TAG = "gpu"
 VERDICT_KEY, VERSION_KEY = "verdict", "version"
+SAMPLES_KEY, REPORT_KEY, DATA_KEY = "samples", "report", "data-version"
 
 
 def _task_options(name: str) -> dict[str, Any]:
@@ -51,8 +65,14 @@ def stages_to_run(project: Path) -> dict[str, set[str]]:
 @task(**_task_options("stage"), task_run_name="{stage}")
 def run_stage(project: Path, stage: str, timeout_seconds: float) -> None:
     """Runs one stage instance; its upstreams have to be done."""
-    with one_writer(project, stage):
-        dvc.repro(project, stage, get_run_logger().info, timeout_seconds)
+    log = get_run_logger()
+    with one_writer(project, stage), live_progress(stage, log.warning) as watch:
+
+        def on_line(line: str) -> None:
+            log.info(line)
+            watch(line)
+
+        dvc.repro(project, stage, on_line, timeout_seconds)
 
 
 @task(**_task_options("converge"))
@@ -75,14 +95,43 @@ def check_clean(project: Path) -> None:
         )
 
 
+def _show(what: str, call: Callable[[], object]) -> None:
+    """Makes an artifact; where that fails, a line in the log says so, and nothing that was computed is lost."""
+    try:
+        call()
+    except Exception as error:  # the server's, the picture's: an ornament fails no run
+        get_run_logger().warning("the %s cannot be shown in Prefect's page: %r", what, error)
+
+
 @task(**_task_options("verdict"))
 def show_verdict(project: Path) -> str | None:
     """Puts the verdict of metrics/gain.json into a Prefect artifact; returns its one line, None without a file."""
     gain = read_gain(project)
     if gain is None:
         return None
-    create_markdown_artifact(verdict_table(gain), key=VERDICT_KEY, description=f"verdict: {gain['verdict']}")
-    return str(gain["verdict"])
+    table, verdict = verdict_table(gain), str(gain["verdict"])
+    _show("verdict", lambda: create_markdown_artifact(table, key=VERDICT_KEY, description=f"verdict: {verdict}"))
+    return verdict
+
+
+@task(**_task_options("samples"))
+def show_samples(project: Path) -> None:
+    """Puts the picture of the release's selected samples, a row per class, into a Prefect artifact."""
+    if picture := samples_of(project):
+        words = "selected synthetic images of the release, a row per class"
+        _show("picture", lambda: create_image_artifact(picture_address(picture), SAMPLES_KEY, words))
+
+
+@task(**_task_options("report"))
+def show_report(project: Path) -> None:
+    """Puts a link to reports/index.html into a Prefect artifact."""
+    if report := report_of(project):
+        _link_report(report)
+
+
+def _link_report(report: Path) -> None:
+    words = f"open it on the machine that ran: {escape_text(str(report))}"
+    _show("link", lambda: create_link_artifact(report.as_uri(), labelled("report", report), REPORT_KEY, words))
 
 
 @task(**_task_options("publish"))
@@ -95,8 +144,21 @@ def publish_version(checkout: Checkout, run_id: str) -> Publication:
         log.info("promoted %s", published.version)
     elif isinstance(published.gate, Keep):
         log.info("not promoted: %s", published.gate.reason)
-    create_markdown_artifact(publication_text(published), key=VERSION_KEY, description=published.summary)
+    text = publication_text(published)
+    _show("version", lambda: create_markdown_artifact(text, key=VERSION_KEY, description=published.summary))
+    if published.version is not None:
+        _show("links", lambda: _link_version(checkout, f"{NAME}@{published.version}"))
     return published
+
+
+def _link_version(checkout: Checkout, tag: str) -> None:
+    if report := report_of(checkout.project):
+        _link_report(keep_report(report, checkout.source, tag))  # the checkout goes away with the run
+    address = answer(checkout.source, "config", "--get", f"remote.{checkout.remote}.url") if checkout.remote else ""
+    origin = plain_address(address) if address else str(checkout.source)
+    words = f"dvc get {origin} data/augmented --rev {tag}"
+    link = page_of_version(origin, tag) or checkout.source.as_uri()
+    create_link_artifact(link, labelled(tag, origin), DATA_KEY, escape_text(words))
 
 
 def publication_text(published: Publication) -> str:

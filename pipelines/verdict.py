@@ -29,8 +29,8 @@ def read_gain(project: Path) -> dict[str, Any] | None:
     return gain
 
 
-def _cell(text: str) -> str:
-    # Class names are the user's: no Markdown, no HTML, no way out of the cell.
+def escape_text(text: str) -> str:
+    """Text of others for a Markdown page, on one line: no Markdown, no HTML, no way out of a table's cell."""
     escaped = html.escape(" ".join(text.split()))
     return "".join(f"&#{ord(mark)};" if mark in "|`*_[]\\!~" else mark for mark in escaped)
 
@@ -61,9 +61,9 @@ def verdict_table(gain: Mapping[str, Any]) -> str:
 def _lines(gain: Mapping[str, Any]) -> list[str]:
     classes = gain["data"]["classes"]
     lines = [
-        f"# Verdict: {_cell(gain['verdict'])}",
+        f"# Verdict: {escape_text(gain['verdict'])}",
         "",
-        f"{_cell(gain['claim'])}",
+        f"{escape_text(gain['claim'])}",
         "",
         f"Gain in percentage points, with its {100 * gain['confidence']:.0f} % interval.",
         "",
@@ -72,12 +72,12 @@ def _lines(gain: Mapping[str, Any]) -> list[str]:
     ]
     for slug, row in gain["gain"].items():
         name = classes.get(slug, {}).get("class_name", slug)
+        points = f"{_points(row['recall'])} | {_points(row['after_offsets'])} | {row['n_test_groups']}"
         lines.append(
-            f"| {_cell(name)} | {_points(row['recall'])} | {_points(row['after_offsets'])} | {row['n_test_groups']} "
-            f"| {_cell(row['verdict'])} | {_cell(row['reason'])} |"
+            f"| {escape_text(name)} | {points} | {escape_text(row['verdict'])} | {escape_text(row['reason'])} |"
         )
     lines += ["", "| arm | balanced accuracy | macro-F1 | recall of scarce classes |", "| --- | ---: | ---: | ---: |"]
     for arm, scores in gain["arms"].items():
         figures = " | ".join(f"{scores[key]:.3f}" for key in ("balanced_accuracy", "macro_f1", "scarce_recall"))
-        lines.append(f"| {_cell(arm)} | {figures} |")
+        lines.append(f"| {escape_text(arm)} | {figures} |")
     return lines

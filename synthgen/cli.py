@@ -8,7 +8,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -24,6 +24,7 @@ from synthgen.lock import FoundLock, hold_output, remove_dead_locks
 if TYPE_CHECKING:
     import torch
 
+    from synthgen.gan.distributed import Peers
     from synthgen.stages.workspace import Workspace
 
 app = typer.Typer(
@@ -59,6 +60,25 @@ def _writing(project: Path, output: Callable[["Workspace"], Path]) -> Iterator["
     _ = workspace.config  # in a folder that is no project nothing is written
     with hold_output(workspace.root, output(workspace)):
         yield workspace
+
+
+@contextmanager
+def _training(
+    project: Path, output: Callable[["Workspace"], Path], device: str | None
+) -> Iterator[tuple["Workspace", "torch.device", "Peers"]]:
+    """As `_writing`, for a GAN that torchrun may train in several processes: the first alone holds the lock."""
+    workspace = _workspace(project)
+    _ = workspace.config
+    follows = "WORLD_SIZE" in os.environ and os.environ.get("RANK", "0") != "0"
+    with nullcontext() if follows else hold_output(workspace.root, output(workspace)):
+        found = _device(device, workspace)
+
+        from synthgen.gan.distributed import join_peers
+
+        with join_peers(found) as (peers, own):
+            if follows:
+                logging.getLogger("synthgen").setLevel(logging.ERROR)
+            yield workspace, own, peers
 
 
 def _device(name: str | None, workspace: "Workspace") -> "torch.device":
@@ -104,28 +124,28 @@ def prepare(project: Project = HERE) -> None:
 @app.command()
 def pretrain(fold: Fold, project: Project = HERE, device: Device = None) -> None:
     """Train the shared conditional GAN of a fold."""
-    with _writing(project, lambda workspace: workspace.shared_model(fold)) as workspace:
+    with _training(project, lambda workspace: workspace.shared_model(fold), device) as (workspace, own, peers):
         from synthgen.stages.pretrain import run_pretrain
 
-        run_pretrain(workspace, fold, _device(device, workspace))
+        run_pretrain(workspace, fold, own, peers)
 
 
 @app.command()
 def adapt(fold: Fold, slug: Slug, project: Project = HERE, device: Device = None) -> None:
     """Fine-tune the shared GAN of a fold to one scarce class."""
-    with _writing(project, lambda workspace: workspace.adapted_model(fold, slug)) as workspace:
+    with _training(project, lambda workspace: workspace.adapted_model(fold, slug), device) as (workspace, own, peers):
         from synthgen.stages.adapt import run_adapt
 
-        run_adapt(workspace, fold, slug, _device(device, workspace))
+        run_adapt(workspace, fold, slug, own, peers)
 
 
 @app.command()
 def scratch(fold: Fold, slug: Slug, project: Project = HERE, device: Device = None) -> None:
     """Train a GAN on one class alone."""
-    with _writing(project, lambda workspace: workspace.scratch_model(fold, slug)) as workspace:
+    with _training(project, lambda workspace: workspace.scratch_model(fold, slug), device) as (workspace, own, peers):
         from synthgen.stages.scratch import run_scratch
 
-        run_scratch(workspace, fold, slug, _device(device, workspace))
+        run_scratch(workspace, fold, slug, own, peers)
 
 
 @app.command()
@@ -263,9 +283,9 @@ def export(
     typer.echo(f"{n_images} images in {destination}")
 
 
-def _run(command: Callable[[], None]) -> int:
+def _run(command: Callable[[], object]) -> int:
     try:
-        command()
+        status = command()
     except SynthgenError as error:
         typer.echo(f"synthgen: {type(error).__name__}: {error}", err=True)
         return 1
@@ -274,7 +294,7 @@ def _run(command: Callable[[], None]) -> int:
             raise
         typer.echo("synthgen: out of memory; lower classifier.batch, pretrain.batch or prepare.image_size", err=True)
         return 1
-    return 0
+    return status if isinstance(status, int) else 0
 
 
 def _is_out_of_memory(error: Exception) -> bool:
@@ -284,11 +304,25 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or kind in ("BrokenProcessPool", "OutOfMemoryError") or said
 
 
+def _dispatch(arguments: list[str]) -> int:
+    """Runs a verb of this file, else one that another package registered; start-up pays for those only if asked."""
+    own = {command.name or getattr(command.callback, "__name__", "") for command in app.registered_commands}
+    if not arguments or arguments[0] not in own:
+        from synthgen.other_commands import find_command, list_commands
+
+        if arguments and (command := find_command(arguments[0], own)):
+            return command(arguments[1:])
+        for name, purpose in list_commands(own).items():
+            app.command(name, help=purpose)(lambda: None)  # for the list of --help; what runs it is above
+    app()
+    return 0
+
+
 def main() -> None:
     """Entry point: errors that a user can act on are one line, status 1; anything else is a bug with its traceback."""
     end_with_parent()
     logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
-    sys.exit(_run(app))
+    sys.exit(_run(lambda: _dispatch(sys.argv[1:])))
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
@@ -86,6 +86,9 @@ class PrepareSection(Section):
     max_bytes: Count = 256_000_000
     animated: Literal["refuse", "first_frame"] = "refuse"
     empty_class: Literal["error", "skip"] = "error"
+    masks: str | None = Field(
+        default=None, description="folder of PNG masks inside source.path (docs/schema.md), e.g. data/raw/.masks"
+    )
     groups: GroupsSection = GroupsSection()
 
 
@@ -183,6 +186,9 @@ class PretrainSection(Section):
     consistency: NotNegative = 0.0
     clip_gradients: Positive | None = None
 
+    style_mixing: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.9, description="how often two styles are mixed (architecture style); 0 suits small images"
+    )
     class_ramp: Share = Field(default=0.0, description="share of the training in which the class input is let in")
     grow_until: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     real_transforms: Annotated[float, Field(ge=0.0, le=1.0)] = 0.6
@@ -265,11 +271,31 @@ class EvaluateSection(Section):
     mix_alpha: Positive = 0.3
 
 
+class MixingSection(Section):
+    """How synthetic images enter a training (docs/method.md, "Mixing")."""
+
+    pool: Literal["default", "shared"] = "default"
+    share: Share = Field(default=0.25, description="of the draws of each class")
+    shares: dict[str, Share] = Field(default={}, description="of single classes, by name, instead of `share`")
+    classes: Literal["all", "scarce"] = Field(default="all", description="those that take `share`; the others 0")
+    transforms: Literal["none", "mild", "classical"] = "none"
+    loss_weight: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    labels: Literal["hard", "agreement"] = "hard"
+    schedule: Literal["constant", "falling", "reals_last"] = "constant"
+
+
+POLICIES = {"synthetic": MixingSection(), "shared": MixingSection(pool="shared")}
+"""Policies that are always there; `challenge.policies` adds others or says these anew."""
+MEASURED_POLICY = "synthetic"
+"""The policy of the arm that the verdict is about, and of the data set that is released."""
+PolicyName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
+
+
 class ChallengeSection(Section):
-    """Arms with synthetic images, and the mixing policy they share."""
+    """Arms with synthetic images, `BASE+POLICY`, and the policies."""
 
     arms: list[str]
-    share: Share = 0.25
+    policies: dict[PolicyName, MixingSection] = {}
     choice: Literal["balanced_accuracy", "scarce_recall", "macro_f1"] = "balanced_accuracy"
 
 

@@ -5,6 +5,7 @@ Refuses to guess: a process of another host or container is unknown, however lon
 
 A killed `dvc repro` leaves its stage training on, and the next one would then write the same outputs beside it. On
 Linux the kernel is asked to end this process when its parent dies; only under DVC, where the parent is not a shell.
+The workers of a process pool end with the process that started them, whoever started that one.
 """
 
 import ctypes
@@ -14,6 +15,7 @@ import platform
 import re
 import signal
 import sys
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -35,6 +37,29 @@ def end_with_parent() -> bool:
     if os.getppid() != parent:  # it died between the two calls
         os.kill(os.getpid(), signal.SIGTERM)
     return True
+
+
+def end_worker_with_parent() -> bool:
+    """Lets a worker process of a pool end when its parent is gone, after `kill -9` too; returns whether it has one.
+
+    To be called at the start of each worker. A worker whose parent was killed would else wait for work for ever, for
+    its siblings hold the queue open.
+    """
+    import multiprocessing  # here, for no other process needs it, and the command line imports this file
+
+    parent = multiprocessing.parent_process()
+    if parent is None:
+        return False
+    threading.Thread(target=_exit_after, args=(parent.sentinel,), daemon=True, name="parent-watch").start()
+    return True
+
+
+def _exit_after(sentinel: int) -> None:
+    from multiprocessing.connection import wait
+
+    # Forked siblings hold each other's pipes open, so the last one started ends first and frees the one before it.
+    wait([sentinel])
+    os._exit(1)
 
 
 @dataclass(frozen=True)

@@ -11,5 +11,5 @@ VERSIONS = {
     "selection": 1,
     "classifier": 2,
     "metrics": 1,
-    "report": 2,
+    "report": 3,
 }

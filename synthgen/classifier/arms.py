@@ -1,20 +1,25 @@
 """What an arm is: one way of training the classifier, as data.
 
-Owns the table of arms. Classical arms use real images alone; `best+...` arms add a pool to whichever
-classical arm was chosen in the fold. Every arm gets the same steps, the same initial weights and the same seeds.
+Owns the table of classical arms, which use real images alone, and the meaning of `BASE+POLICY`: a classical arm, or
+`best` for the one chosen in the fold, with synthetic images mixed in. Every arm gets the same steps, the same initial
+weights and the same seeds.
 """
 
+from collections.abc import Collection
 from dataclasses import dataclass, replace
 from typing import Literal
 
+from synthgen.config import MEASURED_POLICY
+from synthgen.dataset.mixing import MixingPolicy
 from synthgen.dataset.transforms import Policy
 from synthgen.errors import ConfigError
 
 Sampling = Literal["natural", "balanced"]
 Loss = Literal["cross_entropy", "weighted", "logit_adjusted"]
 Mix = Literal["none", "mixup", "cutmix", "either"]
-RealPool = Literal["none", "duplicate", "control"]
-SyntheticPool = Literal["none", "default", "shared"]
+RealPool = Literal["none", "duplicate", "control", "paste", "paste_whole"]
+Head = Literal["joint", "retrained"]
+PASTING: tuple[RealPool, ...] = ("paste", "paste_whole")
 
 
 @dataclass(frozen=True)
@@ -29,8 +34,11 @@ class ArmSpec:
             (Menon et al. 2021, arXiv:2007.07314).
         transforms: policy of the label-preserving transforms of the real images; None leaves them as they are.
         mix: MixUp (Zhang et al. 2018), CutMix (Yun et al. 2019) or either by chance, within a batch.
-        real_pool: share of the draws taken from repeated reals (`duplicate`) or mildly transformed ones (`control`).
-        synthetic_pool: share of the draws taken from synthetic images of all classes, not transformed again.
+        real_pool: share of the draws taken from repeated reals (`duplicate`), mildly transformed ones (`control`), or
+            composites of real regions and plentiful backgrounds (`paste`: regions by masks; `paste_whole`: ellipses).
+        head: `retrained`: the last part of the training fits the last layer alone, anew and with balanced draws, on
+            features learned from images as they occur (cRT, Kang et al. 2020, arXiv:1910.09217, section 4.1).
+        mixing: how synthetic images are mixed in; None: real images alone.
     """
 
     name: str
@@ -40,7 +48,8 @@ class ArmSpec:
     transforms: Policy | None = None
     mix: Mix = "none"
     real_pool: RealPool = "none"
-    synthetic_pool: SyntheticPool = "none"
+    head: Head = "joint"
+    mixing: MixingPolicy | None = None
 
 
 CLASSICAL_ARMS = {
@@ -57,11 +66,21 @@ CLASSICAL_ARMS = {
             transforms="classical",
         ),
         ArmSpec("classical", "balanced + transforms (albumentations)", transforms="classical"),
+        ArmSpec("mild", "balanced + transforms at half strength", transforms="mild"),
+        ArmSpec("strong", "balanced + transforms at 1.6 times the strength", transforms="strong"),
         ArmSpec("trivialaugment", "balanced + TrivialAugment", transforms="trivialaugment"),
         ArmSpec("randaugment", "balanced + RandAugment", transforms="randaugment"),
         ArmSpec("mixup", "balanced + transforms + MixUp", transforms="classical", mix="mixup"),
+        ArmSpec("mixup_mild", "balanced + transforms at half strength + MixUp", transforms="mild", mix="mixup"),
         ArmSpec("cutmix", "balanced + transforms + CutMix", transforms="classical", mix="cutmix"),
         ArmSpec("mixed", "balanced + transforms + MixUp or CutMix", transforms="classical", mix="either"),
+        ArmSpec(
+            "decoupled",
+            "as they are + transforms, then the last layer anew and balanced",
+            sampling="natural",
+            transforms="classical",
+            head="retrained",
+        ),
         ArmSpec(
             "duplicate", "classical, a share of draws repeated reals", transforms="classical", real_pool="duplicate"
         ),
@@ -71,25 +90,38 @@ CLASSICAL_ARMS = {
             transforms="classical",
             real_pool="control",
         ),
-    )
-}
-
-SYNTHETIC_ARMS = {
-    arm.name: arm
-    for arm in (
-        ArmSpec("synthetic", "balanced + synthetic", synthetic_pool="default"),
         ArmSpec(
-            "synthetic+classical",
-            "balanced + transforms + synthetic",
+            "paste",
+            "classical, a share of draws real regions pasted on plentiful backgrounds",
             transforms="classical",
-            synthetic_pool="default",
+            real_pool="paste",
+        ),
+        ArmSpec(
+            "paste_whole",
+            "classical, a share of draws large parts of reals blended into plentiful backgrounds, no masks",
+            transforms="classical",
+            real_pool="paste_whole",
         ),
     )
 }
 
-# Added to the classical arm that was chosen inside the fold.
-BEST_ARMS: dict[str, SyntheticPool] = {"best+synthetic": "default", "best+shared": "shared"}
-CHALLENGER = "best+synthetic"
+BEST = "best"
+CHALLENGER = f"{BEST}+{MEASURED_POLICY}"
+
+
+def split_arm(name: str, policies: Collection[str]) -> tuple[str, str]:
+    """(base, policy) of `BASE+POLICY`; the base is a classical arm or `best`, the one chosen in the fold.
+
+    Raises:
+        ConfigError: naming what there is.
+    """
+    base, _, policy = name.partition("+")
+    if base not in {BEST, *CLASSICAL_ARMS} or policy not in policies:
+        raise ConfigError(
+            f"challenge.arms: {name!r} is not BASE+POLICY; a base is best or one of {', '.join(CLASSICAL_ARMS)}, a "
+            f"policy one of {', '.join(sorted(policies))} (challenge.policies)"
+        )
+    return base, policy
 
 
 def classical_arm(name: str) -> ArmSpec:
@@ -103,23 +135,23 @@ def classical_arm(name: str) -> ArmSpec:
     return CLASSICAL_ARMS[name]
 
 
-def challenge_arm(name: str, chosen: ArmSpec | None) -> ArmSpec:
-    """The arm with synthetic images called `name`.
+def challenge_arm(name: str, base: ArmSpec, policy: MixingPolicy) -> ArmSpec:
+    """The arm called `name`: `base` with synthetic images mixed in by `policy`."""
+    return replace(base, name=name, description=f"{base.description} + {describe(policy)}", mixing=policy)
 
-    Args:
-        name: one of SYNTHETIC_ARMS or BEST_ARMS.
-        chosen: the classical arm of the fold, which a `best+...` arm builds on.
-    Raises:
-        ConfigError: naming the arms there are.
-    """
-    if name in SYNTHETIC_ARMS:
-        return SYNTHETIC_ARMS[name]
-    if name not in BEST_ARMS or chosen is None:
-        known = ", ".join([*SYNTHETIC_ARMS, *BEST_ARMS])
-        raise ConfigError(f"challenge.arms: {name!r} is not an arm with synthetic images; there are {known}")
-    return replace(
-        chosen,
-        name=name,
-        description=f"{chosen.description} + synthetic ({BEST_ARMS[name]})",
-        synthetic_pool=BEST_ARMS[name],
-    )
+
+def describe(policy: MixingPolicy) -> str:
+    """A policy in few words, for tables: what differs from the default is said."""
+    words = ["synthetic" if policy.name == "synthetic" else f"synthetic ({policy.name})"]
+    words.append(f"{100 * policy.share():.0f} %" if policy.is_even else "shares by class")
+    if policy.pool != "default":
+        words.append(f"of the {policy.pool} GAN")
+    if policy.transforms != "none":
+        words.append(f"{policy.transforms} transforms")
+    if policy.loss_weight != 1.0:
+        words.append(f"weight {policy.loss_weight:g}")
+    if policy.labels != "hard":
+        words.append("the teacher's sureness as label")
+    if policy.schedule != "constant":
+        words.append(policy.schedule.replace("_", " "))
+    return ", ".join(words)

@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from synthgen.artifacts import atomic_file, digest_of, sha256_bytes, sha256_file
 from synthgen.classifier.job_records import TrainingContext, TrainingJob
+from synthgen.classifier.pasted_pool import pasting_identity
 from synthgen.dataset.predictions import Predictions, load_predictions, save_predictions
 from synthgen.errors import ArtifactError, MeasurementError
 from synthgen.versions import VERSIONS
@@ -53,11 +54,11 @@ def job_digests(jobs: Sequence[TrainingJob], context: TrainingContext) -> list[s
     Returns:
         one digest per job: of the arm, the classifier section, shares, seeds, the rows trained on and predicted
         (pixel sha256, label, group), the content of the banks and of the synthetic images that the arm draws from,
+        what composites are made of,
         the device, the versions of torch, torchvision and numpy, and `synthgen.versions`.
     """
     shared = {
         "section": context.section.model_dump(),
-        "share": context.share,
         "real_share": context.real_share,
         "mix_alpha": context.mix_alpha,
         "seed": context.seed,
@@ -75,9 +76,10 @@ def job_digests(jobs: Sequence[TrainingJob], context: TrainingContext) -> list[s
         for policy in (policy for policy in policies if policy and policy not in banks):
             bank = context.banks[policy]
             banks[policy] = digest_of([digest_of_array(bank.images), bank.starts.tolist()])
-        if job.arm.synthetic_pool != "none" and job.fold in context.synthetic and job.fold not in pools:
+        if job.arm.mixing is not None and job.fold in context.synthetic and job.fold not in pools:
             pool = context.synthetic[job.fold]
-            pools[job.fold] = digest_of([digest_of_array(pool.images), pool.labels.tolist()])
+            sureness = None if pool.sureness is None else digest_of_array(pool.sureness)
+            pools[job.fold] = digest_of([digest_of_array(pool.images), pool.labels.tolist(), sureness])
         own = {
             "arm": asdict(job.arm),
             "fold": job.fold,
@@ -86,7 +88,8 @@ def job_digests(jobs: Sequence[TrainingJob], context: TrainingContext) -> list[s
             "train": [*_identity(context, job.train), context.bank_rows[job.train].tolist()],
             "parts": [[name, *_identity(context, rows)] for name, rows in job.parts],
             "banks": {policy: banks[policy] for policy in policies if policy},
-            "synthetic": pools.get(job.fold) if job.arm.synthetic_pool != "none" else None,
+            "synthetic": pools.get(job.fold) if job.arm.mixing is not None else None,
+            "pasted": pasting_identity(job, context),
         }
         digests.append(digest_of([shared, own]))
     return digests

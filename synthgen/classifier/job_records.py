@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from synthgen.classifier.arms import ArmSpec
 from synthgen.classifier.training import SyntheticImages
 from synthgen.config import ClassifierSection
+from synthgen.dataset.pasted_pool import PasteRules
 from synthgen.dataset.prepared import PreparedData
 from synthgen.dataset.transforms import TransformBank
 
@@ -50,9 +51,10 @@ class TrainingContext:
         banks: policy -> rendered variants.
         synthetic: fold -> accepted synthetic images.
         section: of the classifier.
-        share, real_share, mix_alpha: see `train_classifier`.
+        real_share, mix_alpha: see `train_classifier`.
         seed: of the run.
         device: to train on.
+        paste: for the arms `paste` and `paste_whole`; None where there are none.
     """
 
     data: PreparedData
@@ -61,11 +63,11 @@ class TrainingContext:
     banks: dict[str, TransformBank]
     synthetic: dict[str, SyntheticImages]
     section: ClassifierSection
-    share: float
     real_share: float
     mix_alpha: float
     seed: int
     device: torch.device
+    paste: PasteRules | None = None
 
 
 def fold_jobs(data: PreparedData, arm: ArmSpec, fold: str, repeats: int, crossfit: bool) -> list[TrainingJob]:

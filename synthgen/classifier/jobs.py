@@ -22,11 +22,13 @@ from torch import nn
 
 from synthgen.classifier.job_cache import find_kept, job_digests, keep
 from synthgen.classifier.job_records import INNER, TrainingContext, TrainingJob, fold_jobs
+from synthgen.classifier.pasted_pool import build_pasted_pool
 from synthgen.classifier.prediction import predict_logits
 from synthgen.classifier.together import Member, fitting_together, pays_together, train_together
 from synthgen.classifier.training import RealImages, train_classifier
 from synthgen.dataset.predictions import Predictions, concatenate, one_part
 from synthgen.errors import TrainingError
+from synthgen.lifeline import end_worker_with_parent
 from synthgen.progress import progress_bar
 from synthgen.seeding import derive_seed
 
@@ -53,6 +55,7 @@ def _shared_reals_of(job: TrainingJob, context: TrainingContext) -> RealImages:
         bank_rows=context.bank_rows[job.train],
         transforms=context.banks.get(job.arm.transforms or ""),
         mild=context.banks.get("mild"),
+        pasted=build_pasted_pool(job, context),
     )
 
 
@@ -89,7 +92,6 @@ def train_and_predict(job: TrainingJob, context: TrainingContext) -> list[Predic
         context.synthetic.get(job.fold),
         context.section,
         n_classes=len(context.data.slugs),
-        share=context.share,
         real_share=context.real_share,
         mix_alpha=context.mix_alpha,
         seed=_seed_of(job, context),
@@ -108,7 +110,6 @@ def _train_group(jobs: Sequence[TrainingJob], context: TrainingContext) -> list[
         ],
         context.section,
         n_classes=len(context.data.slugs),
-        share=context.share,
         real_share=context.real_share,
         mix_alpha=context.mix_alpha,
         device=context.device,
@@ -155,11 +156,12 @@ _shared_context: list[TrainingContext] = []
 
 
 def _start_single_threaded() -> None:
+    end_worker_with_parent()
     torch.set_num_threads(1)
 
 
 def _start_worker(context: TrainingContext) -> None:
-    torch.set_num_threads(1)
+    _start_single_threaded()
     _shared_context[:] = [context]
 
 
@@ -256,7 +258,8 @@ def _run_missing(
 ) -> Iterator[list[Predictions]]:
     """Predictions of each task, in order, kept before they are handed on."""
     jobs = [job for job, _, _ in tasks]
-    if pays_together(context.section.network, context.device):
+    joint = all(job.arm.head == "joint" for job in jobs)
+    if joint and pays_together(context.section.network, context.device):
         for (_, done), (_, scratch, digest) in zip(_train_in_groups(jobs, context), tasks, strict=True):
             yield _kept(done, scratch, digest)
     elif context.device.type != "cpu" or min(n_workers, len(tasks)) <= 1:

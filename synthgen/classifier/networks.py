@@ -109,6 +109,21 @@ def _fitting(name: str, network: nn.Module, image_size: int, image_channels: int
     return network
 
 
+def last_layer(network: nn.Module, n_classes: int) -> nn.Linear:
+    """The layer that turns features into logits.
+
+    Raises:
+        ConfigError: the network does not end in a linear layer of `n_classes` outputs.
+    """
+    for module in reversed(list(network.modules())):
+        if isinstance(module, nn.Linear) and module.out_features == n_classes:
+            return module
+    raise ConfigError(
+        f"arm decoupled needs a network that ends in a linear layer of {n_classes} outputs, "
+        f"{type(network).__name__} does not; take {SMALL} or resnet18, or leave the arm out"
+    )
+
+
 def count_parameters(network: nn.Module) -> int:
     """Number of trained numbers."""
     return sum(parameter.numel() for parameter in network.parameters() if parameter.requires_grad)

@@ -16,12 +16,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from synthgen.classifier.arms import ArmSpec
+from synthgen.classifier.losses import stacked_loss
 from synthgen.classifier.networks import SMALL, SmallCnn, build_classifier, to_input
 from synthgen.classifier.training import (
     Draws,
     RealImages,
     SyntheticImages,
     build_mixer,
+    build_targets,
     class_prior,
     learning_rate_factor,
     plan_draws,
@@ -139,31 +141,6 @@ class _Mixing:
         return order, shown[1, 0], labels[1, 1]
 
 
-def stacked_loss(arm: ArmSpec, logits: Tensor, targets: Tensor, prior: Tensor, smoothing: float) -> Tensor:
-    """The arm's loss of each network by itself.
-
-    Args:
-        arm: for its loss.
-        logits: (K, N, n_classes) float32.
-        targets: (K, N) int64 labels, or (K, N, n_classes) float32 where labels were mixed.
-        prior: (K, n_classes) float32 share of each label among the draws of each network.
-        smoothing: share of each target that is spread over all classes, in [0, 1).
-    Returns:
-        (K,) float32, what `torch.nn.functional.cross_entropy` gives for each network.
-    """
-    n_classes = logits.shape[2]
-    if arm.loss == "logit_adjusted":
-        logits = logits + prior.log()[:, None]
-    log_p = logits.log_softmax(dim=2)  # (K, N, n_classes)
-    mixed = targets.is_floating_point()
-    one_hot = targets if mixed else functional.one_hot(targets, n_classes).to(log_p.dtype)
-    weight = 1.0 / (prior * n_classes) if arm.loss == "weighted" else torch.ones_like(prior)  # (K, n_classes)
-    wanted = (one_hot * (1.0 - smoothing) + smoothing / n_classes) * weight[:, None]
-    summed = -(wanted * log_p).sum(dim=(1, 2))
-    # torch divides by the weights of the labels, or by the number of images where targets are shares of labels
-    return summed / (logits.shape[1] if mixed else (one_hot * weight[:, None]).sum(dim=(1, 2)))
-
-
 @dataclass(frozen=True)
 class _Images:
     """All that the networks draw from, once: (P, H, W, C) uint8 on the device, and (steps, K, N) rows of it."""
@@ -172,22 +149,22 @@ class _Images:
     rows: Tensor
 
 
-def _gather(draws: Sequence[Sequence[Draws]], device: torch.device) -> _Images:
-    """Puts every array that occurs in `draws` (of each network, of each source) on the device once."""
+def _gather(draws: Sequence[Draws], device: torch.device) -> _Images:
+    """Puts every array that occurs in `draws` (one of each network) on the device once."""
     starts: dict[int, int] = {}
     arrays: list[NDArray[np.uint8]] = []
     n_images = 0
-    for source in (source for sources in draws for source in sources):
-        if id(source.images) not in starts:
-            starts[id(source.images)] = n_images
-            arrays.append(source.images)
-            n_images += len(source.images)
+    for array in (array for drawn in draws for array in drawn.sources):
+        if id(array) not in starts:
+            starts[id(array)] = n_images
+            arrays.append(array)
+            n_images += len(array)
     pool = torch.empty((n_images, *arrays[0].shape[1:]), dtype=torch.uint8, device=device)
     for array in arrays:
         start = starts[id(array)]
         pool[start : start + len(array)].copy_(torch.from_numpy(array))
     rows = np.stack(
-        [np.concatenate([s.rows + starts[id(s.images)] for s in sources], axis=1) for sources in draws], axis=1
+        [drawn.rows + np.array([starts[id(array)] for array in drawn.sources])[drawn.source] for drawn in draws], axis=1
     )  # (steps, K, N)
     return _Images(pool, torch.from_numpy(rows).to(device))
 
@@ -221,7 +198,6 @@ def train_together(
     section: ClassifierSection,
     *,
     n_classes: int,
-    share: float,
     real_share: float,
     mix_alpha: float,
     device: torch.device,
@@ -231,7 +207,7 @@ def train_together(
     Args:
         arm: the way of training, of all.
         members: at least one; images of one size and number of channels, in any number.
-        section, n_classes, share, real_share, mix_alpha, device: see `train_classifier`.
+        section, n_classes, real_share, mix_alpha, device: see `train_classifier`.
     Returns:
         the networks in eval mode on `device`, in the order of `members`; each is what `train_classifier` would have
         returned, to float tolerance.
@@ -239,12 +215,12 @@ def train_together(
         TrainingError: nothing to draw from, or a loss that is not finite.
     """
     n_networks = len(members)
-    draws = [plan_draws(arm, m.reals, m.synthetic, section, share, real_share, m.seed) for m in members]
-    labels = np.stack([np.concatenate([d.labels for d in sources], axis=1) for sources in draws], axis=1)
+    draws = [plan_draws(arm, m.reals, m.synthetic, section, real_share, m.seed) for m in members]
     prior = torch.tensor(
-        np.stack([class_prior(labels[:, k], n_classes) for k in range(n_networks)]), dtype=torch.float32, device=device
+        np.stack([class_prior(drawn, n_classes) for drawn in draws]), dtype=torch.float32, device=device
     )  # (K, n_classes)
-    targets = torch.from_numpy(labels).to(device)  # (steps, K, N)
+    # (steps, K, N) labels, or (steps, K, N, n_classes)
+    targets = torch.from_numpy(np.stack([build_targets(drawn, n_classes) for drawn in draws], axis=1)).to(device)
     images = _gather(draws, device)
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
@@ -260,8 +236,9 @@ def train_together(
             if mixings:
                 drawn = zip(*(mixing.draw() for mixing in mixings), strict=True)
                 orders, weights, shares = (torch.stack(parts).to(device) for parts in drawn)
-                rows, y = rows.gather(1, orders), y.gather(1, orders)
-                y = functional.one_hot(y, n_classes).float()
+                rows = rows.gather(1, orders)
+                y = y if y.is_floating_point() else functional.one_hot(y, n_classes).float()
+                y = y.take_along_dim(orders[..., None], 1)
                 shares = shares[:, None, None]
                 y = shares * y + (1.0 - shares) * y.roll(1, 1)
             x = to_input(images.pool[rows.flatten()])  # (K * N, C, H, W)

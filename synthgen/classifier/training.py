@@ -6,21 +6,27 @@ of a training are decided before it begins, from seeds that do not depend on the
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import Tensor, nn
-from torch.nn import functional
+from torch import nn
 
-from synthgen.classifier.arms import ArmSpec
-from synthgen.classifier.networks import build_classifier, to_input
+from synthgen.classifier.arms import PASTING, ArmSpec
+from synthgen.classifier.losses import arm_loss
+from synthgen.classifier.networks import build_classifier, last_layer, to_input
 from synthgen.config import ClassifierSection
+from synthgen.dataset.mixing import MixingPolicy
+from synthgen.dataset.pasted_pool import PastedPool
 from synthgen.dataset.sampling import BalancedBatches, NaturalBatches
 from synthgen.dataset.transforms import TransformBank
 from synthgen.errors import TrainingError
 from synthgen.optim import Adam
 from synthgen.seeding import derive_seed, numpy_generator
+
+RETRAIN_FROM = 0.8
+"""Share of a training after which an arm with a `retrained` head fits its last layer alone."""
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,7 @@ class RealImages:
         transforms: variants under the arm's policy, or None.
         mild: variants for `control`, or None.
         image_rows: (n,) int64, index of each real in `images`; None: they are the reals, in this order.
+        pasted: composites for `paste` and `paste_whole`, or None.
     """
 
     images: NDArray[np.uint8]
@@ -42,36 +49,84 @@ class RealImages:
     transforms: TransformBank | None = None
     mild: TransformBank | None = None
     image_rows: NDArray[np.int64] | None = None
+    pasted: PastedPool | None = None
 
 
 @dataclass(frozen=True)
 class SyntheticImages:
-    """Accepted synthetic images of a fold: (m, H, W, C) uint8 and (m,) int64 labels."""
+    """Accepted synthetic images of a fold.
+
+    Attributes:
+        images: (m, H, W, C) uint8.
+        labels: (m,) int64.
+        sureness: (m,) float32 in [0, 1], the teacher's probability of the label; None: 1.
+    """
 
     images: NDArray[np.uint8]
     labels: NDArray[np.int64]
+    sureness: NDArray[np.float32] | None = None
 
 
 @dataclass(frozen=True)
 class Draws:
-    """All draws of one training from one source: (steps, n) int64 rows of `images`, and their labels."""
+    """All draws of one training, decided before it begins.
 
-    images: NDArray[np.uint8]
+    Attributes:
+        sources: image arrays, (n, H, W, C) uint8 each.
+        source: (steps, batch) int64, index in `sources`, ascending within a step.
+        rows: (steps, batch) int64, index in that array.
+        labels: (steps, batch) int64.
+        weights: (steps, batch) float32 in (0, 1] of each image in the loss; None: 1.
+        sureness: (steps, batch) float32 in [0, 1] that the label is right; None: 1.
+    """
+
+    sources: list[NDArray[np.uint8]]
+    source: NDArray[np.int64]
     rows: NDArray[np.int64]
     labels: NDArray[np.int64]
+    weights: NDArray[np.float32] | None = None
+    sureness: NDArray[np.float32] | None = None
+
+    def rows_by_source(self, step: int) -> list[tuple[int, NDArray[np.int64]]]:
+        """(index in `sources`, rows) of one step; one after the other they are the batch."""
+        bounds = np.searchsorted(self.source[step], np.arange(len(self.sources) + 1))
+        return [(k, self.rows[step, a:b]) for k, (a, b) in enumerate(pairwise(bounds)) if b > a]
 
 
-def _real_draws(
-    reals: RealImages, sampler: BalancedBatches | NaturalBatches, bank: TransformBank | None, steps: int, seed: int
-) -> Draws:
-    drawn = np.stack([sampler.take() for _ in range(steps)])  # (steps, n)
+@dataclass(frozen=True)
+class _Part:
+    """The draws from one source: at each step an array of rows, and of labels."""
+
+    images: NDArray[np.uint8]
+    rows: list[NDArray[np.int64]]
+    labels: list[NDArray[np.int64]]
+
+
+def _drawn_reals(reals: RealImages, drawn: list[NDArray[np.int64]], bank: TransformBank | None, seed: int) -> _Part:
+    labels = [reals.labels[rows] for rows in drawn]
     if bank is None:
-        at = drawn if reals.image_rows is None else reals.image_rows[drawn]
-        return Draws(reals.images, at, reals.labels[drawn])
+        at = drawn if reals.image_rows is None else [reals.image_rows[rows] for rows in drawn]
+        return _Part(reals.images, at, labels)
     counts = np.diff(bank.starts)
     offsets = numpy_generator(seed, "offsets").integers(0, counts)
-    variants = bank.variants(reals.bank_rows[drawn].ravel(), offsets).reshape(drawn.shape)
-    return Draws(bank.images, variants, reals.labels[drawn])
+    lengths = [len(rows) for rows in drawn]
+    variants = bank.variants(reals.bank_rows[np.concatenate(drawn)], offsets)
+    return _Part(bank.images, np.split(variants, np.cumsum(lengths)[:-1]), labels)
+
+
+def _drawn_composites(arm: ArmSpec, pasted: PastedPool | None, n: int, steps: int, seed: int) -> _Part:
+    if pasted is None:
+        raise TrainingError(f"arm {arm.name}: no composites were made; give `pasted` of the real images")
+    pool = BalancedBatches(pasted.labels, n, numpy_generator(seed, "pool"))
+    drawn = [pool.take() for _ in range(steps)]
+    return _Part(pasted.images, drawn, [pasted.labels[rows] for rows in drawn])
+
+
+def _synthetic_counts(policy: MixingPolicy | None, batch: int, steps: int, labels: NDArray[np.int64]) -> list[int]:
+    if policy is None:
+        return [0] * steps
+    share = policy.share(labels)
+    return [round(share * policy.factor(step, steps) * batch) for step in range(steps)]
 
 
 def plan_draws(
@@ -79,55 +134,104 @@ def plan_draws(
     reals: RealImages,
     synthetic: SyntheticImages | None,
     section: ClassifierSection,
-    share: float,
     real_share: float,
     seed: int,
-) -> list[Draws]:
+) -> Draws:
     """Decides every draw of a training.
 
     Args:
-        arm: which sources it draws from.
+        arm: which sources it draws from, and how synthetic images are mixed in.
         reals, synthetic: the sources.
         section: steps and batch.
-        share: share of each batch from the synthetic pool, where the arm has one.
-        real_share: share of each batch from the real pool (`duplicate`, `control`), where the arm has one.
+        real_share: share of each batch from the real pool (`duplicate`, `control`, `paste`), where the arm has one.
         seed: of this fold and repeat, the same for all arms.
-    Returns:
-        one Draws per source; their batch sizes sum to `section.batch`.
     Raises:
-        TrainingError: the synthetic pool is wanted but empty.
+        TrainingError: the synthetic pool or the composites are wanted but missing, or no real image is left in a
+            batch.
     """
-    n_synthetic = round(share * section.batch) if arm.synthetic_pool != "none" else 0
-    n_pool = round(real_share * section.batch) if arm.real_pool != "none" else 0
-    n_real = section.batch - n_synthetic - n_pool
-    if n_real < 1:
-        raise TrainingError(f"arm {arm.name}: shares {share} and {real_share} leave no real image in a batch")
+    steps, batch, policy = section.steps, section.batch, arm.mixing
+    occurring = np.unique(reals.labels)
+    n_synthetic = _synthetic_counts(policy, batch, steps, occurring)
+    n_pool = round(real_share * batch) if arm.real_pool != "none" else 0
+    n_real = [batch - n_pool - n for n in n_synthetic]
+    if min(n_real) < 1:
+        share = 0.0 if policy is None else policy.share(occurring)
+        raise TrainingError(f"arm {arm.name}: shares {share:g} and {real_share} leave no real image in a batch")
     rng = numpy_generator(seed, "reals")
     if arm.sampling == "balanced":
-        sampler: BalancedBatches | NaturalBatches = BalancedBatches(reals.labels, n_real, rng)
+        balanced = BalancedBatches(reals.labels, batch, rng)
+        drawn = [balanced.take(n, _weights(policy, occurring, False, k, steps)) for k, n in enumerate(n_real)]
     else:
-        sampler = NaturalBatches(len(reals.labels), n_real, rng)
+        natural = NaturalBatches(len(reals.labels), batch, rng)
+        drawn = [natural.take(n) for n in n_real]
+        if arm.head == "retrained":
+            balanced = BalancedBatches(reals.labels, batch, numpy_generator(seed, "reals of the last layer"))
+            first = retrain_from(steps)
+            drawn[first:] = [balanced.take(n) for n in n_real[first:]]
     bank = reals.transforms if arm.transforms else None
-    draws = [_real_draws(reals, sampler, bank, section.steps, derive_seed(seed, "transforms"))]
-    if n_pool:
-        pool_sampler = BalancedBatches(reals.labels, n_pool, numpy_generator(seed, "pool"))
+    parts = [_drawn_reals(reals, drawn, bank, derive_seed(seed, "transforms"))]
+    if n_pool and arm.real_pool in PASTING:
+        parts.append(_drawn_composites(arm, reals.pasted, n_pool, steps, seed))
+    elif n_pool:
+        pool = BalancedBatches(reals.labels, n_pool, numpy_generator(seed, "pool"))
         mild = reals.mild if arm.real_pool == "control" else None
-        draws.append(_real_draws(reals, pool_sampler, mild, section.steps, derive_seed(seed, "pool transforms")))
-    if n_synthetic:
-        if synthetic is None or len(synthetic.labels) == 0:
-            raise TrainingError(
-                f"arm {arm.name}: no synthetic image was accepted in this fold; see acceptance.json of its "
-                "data/synthetic folder, then lower synthesize.min_agreement or train the generator longer"
-            )
-        rows = BalancedBatches(synthetic.labels, n_synthetic, numpy_generator(seed, "synthetic"))
-        drawn = np.stack([rows.take() for _ in range(section.steps)])
-        draws.append(Draws(synthetic.images, drawn, synthetic.labels[drawn]))
-    return draws
+        again = [pool.take() for _ in range(steps)]
+        parts.append(_drawn_reals(reals, again, mild, derive_seed(seed, "pool transforms")))
+    if policy is None or not any(n_synthetic):
+        return _joined(parts)
+    if synthetic is None or len(synthetic.labels) == 0:
+        raise TrainingError(
+            f"arm {arm.name}: no synthetic image was accepted in this fold; see acceptance.json of its "
+            "data/synthetic folder, then lower synthesize.min_agreement or train the generator longer"
+        )
+    rows = BalancedBatches(synthetic.labels, max(n_synthetic), numpy_generator(seed, "synthetic"))
+    made = [rows.take(n, _weights(policy, occurring, True, k, steps)) for k, n in enumerate(n_synthetic)]
+    parts.append(_Part(synthetic.images, made, [synthetic.labels[found] for found in made]))
+    return _joined(parts, policy, None if synthetic.sureness is None else [synthetic.sureness[found] for found in made])
 
 
-def class_prior(labels: NDArray[np.int64], n_classes: int) -> NDArray[np.float64]:
-    """(n_classes,) float64 share of each label among all draws of a training; never 0."""
-    counts = np.bincount(labels.ravel(), minlength=n_classes).astype(np.float64)
+def _weights(
+    policy: MixingPolicy | None, labels: NDArray[np.int64], synthetic: bool, step: int, steps: int
+) -> dict[int, float] | None:
+    if policy is None:
+        return None
+    return policy.weights(labels, synthetic=synthetic, factor=policy.factor(step, steps))
+
+
+def _joined(
+    parts: list[_Part], policy: MixingPolicy | None = None, sureness: list[NDArray[np.float32]] | None = None
+) -> Draws:
+    """One table of all draws; with a policy the last part is the synthetic one."""
+    steps = range(len(parts[0].rows))
+    source = np.stack([np.repeat(np.arange(len(parts)), [len(part.rows[k]) for part in parts]) for k in steps])
+    rows = np.stack([np.concatenate([part.rows[k] for part in parts]) for k in steps])
+    labels = np.stack([np.concatenate([part.labels[k] for part in parts]) for k in steps])
+    is_synthetic = source == len(parts) - 1
+    weights = certain = None
+    if policy is not None and policy.loss_weight != 1.0:
+        weights = np.where(is_synthetic, np.float32(policy.loss_weight), np.float32(1.0))
+    if policy is not None and policy.labels == "agreement" and sureness is not None:
+        certain = np.ones(rows.shape, dtype=np.float32)
+        certain[is_synthetic] = np.concatenate(sureness)
+    return Draws([part.images for part in parts], source, rows, labels, weights, certain)
+
+
+def build_targets(draws: Draws, n_classes: int) -> NDArray[np.int64] | NDArray[np.float32]:
+    """What the loss is given: (steps, batch) int64 labels, or, where images differ in weight or sureness,
+    (steps, batch, n_classes) float32 rows whose sums are the weights."""
+    if draws.weights is None and draws.sureness is None:
+        return draws.labels
+    sure = np.ones(draws.labels.shape, np.float32) if draws.sureness is None else draws.sureness
+    rest = (1.0 - sure) / max(1, n_classes - 1)
+    rows = np.repeat(rest[..., None], n_classes, axis=2).astype(np.float32)
+    np.put_along_axis(rows, draws.labels[..., None], sure[..., None], axis=2)
+    return rows if draws.weights is None else rows * draws.weights[..., None]
+
+
+def class_prior(draws: Draws, n_classes: int) -> NDArray[np.float64]:
+    """(n_classes,) float64 share of each label among all draws of a training, by weight; never 0."""
+    weights = None if draws.weights is None else draws.weights.ravel()
+    counts = np.bincount(draws.labels.ravel(), weights=weights, minlength=n_classes).astype(np.float64)
     return np.asarray(np.maximum(counts, 0.5) / np.maximum(counts, 0.5).sum())
 
 
@@ -142,13 +246,16 @@ def learning_rate_factor(step: int, steps: int) -> float:
     return min(1.0, (step + 1) / warm_up) * 0.5 * (1.0 + math.cos(math.pi * step / steps))
 
 
-def _loss(arm: ArmSpec, logits: Tensor, targets: Tensor, prior: Tensor, smoothing: float) -> Tensor:
-    if arm.loss == "logit_adjusted":
-        return functional.cross_entropy(logits + prior.log(), targets, label_smoothing=smoothing)
-    if arm.loss == "weighted":
-        weight = 1.0 / (prior * len(prior))
-        return functional.cross_entropy(logits, targets, weight=weight, label_smoothing=smoothing)
-    return functional.cross_entropy(logits, targets, label_smoothing=smoothing)
+def retrain_from(steps: int) -> int:
+    """The step from which an arm with a `retrained` head fits its last layer alone."""
+    return max(1, round(RETRAIN_FROM * steps))
+
+
+def _rate(arm: ArmSpec, step: int, steps: int) -> float:
+    if arm.head == "joint":
+        return learning_rate_factor(step, steps)
+    first = retrain_from(steps)
+    return learning_rate_factor(step, first) if step < first else learning_rate_factor(step - first, steps - first)
 
 
 def build_mixer(arm: ArmSpec, n_classes: int, alpha: float) -> nn.Module | None:
@@ -169,7 +276,6 @@ def train_classifier(
     section: ClassifierSection,
     *,
     n_classes: int,
-    share: float,
     real_share: float,
     mix_alpha: float,
     seed: int,
@@ -182,7 +288,7 @@ def train_classifier(
         reals, synthetic: what it may draw from.
         section: network, steps, batch, learning rate.
         n_classes: number of labels.
-        share, real_share: see `plan_draws`.
+        real_share: see `plan_draws`.
         mix_alpha: Beta parameter of MixUp and CutMix.
         seed: of this fold and repeat, the same for all arms: initial weights and draws follow from it.
         device: to train on.
@@ -191,13 +297,10 @@ def train_classifier(
     Raises:
         TrainingError: nothing to draw from, or a loss that is not finite.
     """
-    draws = plan_draws(arm, reals, synthetic, section, share, real_share, seed)
-    labels = np.concatenate([d.labels for d in draws], axis=1)  # (steps, batch)
-    prior = torch.tensor(class_prior(labels, n_classes), dtype=torch.float32, device=device)
-    targets = torch.from_numpy(labels).to(device)
-    sources = [(torch.from_numpy(d.images), d.rows) for d in draws]
-    if device.type != "cpu":
-        sources = [(images.to(device), rows) for images, rows in sources]
+    draws = plan_draws(arm, reals, synthetic, section, real_share, seed)
+    prior = torch.tensor(class_prior(draws, n_classes), dtype=torch.float32, device=device)
+    targets = torch.from_numpy(build_targets(draws, n_classes)).to(device)
+    sources = [torch.from_numpy(images).to(device) for images in draws.sources]
     size, channels = reals.images.shape[1], reals.images.shape[3]
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(derive_seed(seed, "classifier"))
@@ -207,14 +310,19 @@ def train_classifier(
         optimizer = Adam(network.parameters(), lr=section.lr, weight_decay=section.weight_decay)
         last = torch.zeros((), device=device)
         for step in range(section.steps):
-            optimizer.lr = section.lr * learning_rate_factor(step, section.steps)
-            batch = torch.cat([images[torch.from_numpy(rows[step]).to(images.device)] for images, rows in sources])
-            x, y = to_input(batch.to(device)), targets[step]
+            if arm.head == "retrained" and step == retrain_from(section.steps):
+                head = last_layer(network.eval().requires_grad_(False), n_classes)
+                head.reset_parameters()
+                head.requires_grad_(True)
+                optimizer = Adam(head.parameters(), lr=section.lr, weight_decay=section.weight_decay)
+            optimizer.lr = section.lr * _rate(arm, step, section.steps)
+            drawn = [sources[k][torch.from_numpy(rows).to(device)] for k, rows in draws.rows_by_source(step)]
+            x, y = to_input(torch.cat(drawn)), targets[step]
             if mix is not None:
                 # it mixes neighbours, and a batch stands in the order of its labels
                 order = torch.randperm(len(x)).to(device)
                 x, y = mix(x[order], y[order])
-            loss = _loss(arm, network(x), y, prior, section.label_smoothing)
+            loss = arm_loss(arm, network(x), y, prior, section.label_smoothing)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch's own signature
             optimizer.step()

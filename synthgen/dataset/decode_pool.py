@@ -9,19 +9,18 @@ import multiprocessing
 import os
 import signal
 import sys
-import threading
 from collections import deque
 from collections.abc import Generator, Iterator
 from concurrent.futures import Future, ProcessPoolExecutor
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
-from multiprocessing.connection import wait
 from types import ModuleType
 
 from synthgen.config import PrepareSection
 from synthgen.dataset.decode import Accepted, Refusal, judge_payloads
 from synthgen.dataset.raw import RawItem, Source
 from synthgen.errors import SourceError
+from synthgen.lifeline import end_worker_with_parent
 from synthgen.progress import Advance
 
 MIN_POOL_ITEMS = 200
@@ -180,12 +179,4 @@ def _without_main() -> Iterator[None]:
 
 def _enter_worker() -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is the parent's to handle
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        threading.Thread(target=_end_with_parent, args=(parent.sentinel,), daemon=True).start()
-
-
-def _end_with_parent(sentinel: int) -> None:
-    # A worker whose parent was killed would wait for work for ever: its siblings hold the queue open.
-    wait([sentinel])
-    os._exit(1)
+    end_worker_with_parent()

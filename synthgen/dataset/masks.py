@@ -6,8 +6,10 @@ over the whole image, where nothing stands out. Which rows may be looked at is t
 found from its training rows alone.
 """
 
+import os
 import warnings
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from io import BytesIO
 from pathlib import Path, PurePosixPath
@@ -18,10 +20,17 @@ from PIL import Image, ImageOps
 from scipy import ndimage
 
 from synthgen.config import PrepareSection
-from synthgen.dataset.raw import FilePayload, RefusedError, printable
+from synthgen.dataset.raw import REASONS, FilePayload, QuarantineRow, RefusedError, is_utf8, kind_reason, printable
 from synthgen.errors import SourceError, TrainingError
 
 MIN_PLENTIFUL = 16
+MASK_REASONS = {
+    "mask_size": "a mask of another size than its picture",
+    "mask_shared": "a bare name that several pictures have; put the mask into the folder of its class",
+    "mask_without_image": "a mask whose picture does not exist",
+}
+"""Reasons of quarantined masks beside those of `raw.REASONS`; the picture itself stays."""
+MIN_SHARE = 0.25
 _MAX_FITTED = 1024  # a Gram matrix of this side takes under a second
 _CHUNK = 256
 _EIGHT = np.ones((3, 3), dtype=bool)  # neighbours over corners count, else a thin crack falls into pieces
@@ -54,7 +63,7 @@ def read_masks(
     sizes: Sequence[tuple[int, int]],
     section: PrepareSection,
     *,
-    min_share: float = 0.25,
+    min_share: float = MIN_SHARE,
 ) -> list[RegionMask | None]:
     """Reads the user's masks and squashes them as `prepare` squashed the pictures.
 
@@ -78,49 +87,140 @@ def read_masks(
     for source, size in zip(sources, sizes, strict=True):
         path = _mask_path(folder, source)
         n_files += path is not None
-        masks.append(None if path is None else _read_mask(path, size, section, min_share))
+        try:
+            masks.append(None if path is None else _read_mask(path, size, section, min_share))
+        except RefusedError as refused:
+            raise SourceError(f"mask {path} is not used: {refused.reason}, {refused.detail}; replace it") from refused
     if sources and n_files == 0:
-        raise SourceError(
-            f"no mask for any of {len(sources)} images in {folder}; the mask of {printable(sources[0])} is expected "
-            f"as {printable(PurePosixPath(sources[0]).with_suffix('.png').as_posix())} or by its bare name"
-        )
+        raise _none_found(folder, sources)
     return masks
 
 
-def _mask_path(folder: Path, source: str) -> Path | None:
+@dataclass(frozen=True)
+class FoundMasks:
+    """What a folder of masks holds for a list of pictures.
+
+    Attributes:
+        regions: index of the picture -> its region; pictures without a mask file or with an empty one are not in it.
+        quarantine: masks that are not used and why, by their names inside the folder, sorted.
+    """
+
+    regions: dict[int, RegionMask]
+    quarantine: list[QuarantineRow]
+
+
+def gather_masks(
+    folder: Path,
+    sources: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    section: PrepareSection,
+    *,
+    others: Sequence[str] = (),
+) -> FoundMasks:
+    """Reads the user's masks as `read_masks` does, and puts a bad one aside instead of stopping at it.
+
+    Args:
+        folder: of the masks.
+        sources, sizes, section: see `read_masks`.
+        others: names of pictures that are not used; their masks are neither read nor reported.
+    Raises:
+        SourceError: the folder cannot be listed, or holds a mask for none of the pictures.
+    """
+    bare = Counter(PurePosixPath(source).stem for source in {*sources, *others})
+    quarantine: list[QuarantineRow] = []
+    regions: dict[int, RegionMask] = {}
+    taken = {name for source in others for name in _mask_names(source)}
+    n_files = 0
+    for i, (source, size) in enumerate(zip(sources, sizes, strict=True)):
+        path = _mask_path(folder, source)
+        if path is None:
+            continue
+        n_files += 1
+        name = path.relative_to(folder).as_posix()
+        taken.add(name)
+        try:
+            if name != _mask_names(source)[0] and bare[path.stem] > 1:
+                raise RefusedError("mask_shared", f"{bare[path.stem]} pictures are called {path.stem}")
+            region = _read_mask(path, size, section)
+        except RefusedError as refused:
+            quarantine.append(QuarantineRow(printable(name), refused.reason, refused.detail))
+            continue
+        if region is not None:
+            regions[i] = region
+    if sources and n_files == 0:
+        raise _none_found(folder, sources)
+    for name, reason in _files_below(folder):
+        if name not in taken:
+            why = reason or "mask_without_image"
+            quarantine.append(QuarantineRow(printable(name), why, {**REASONS, **MASK_REASONS}[why]))
+    return FoundMasks(regions, sorted(set(quarantine)))
+
+
+def _none_found(folder: Path, sources: Sequence[str]) -> SourceError:
+    return SourceError(
+        f"no mask for any of {len(sources)} images in {folder}; the mask of {printable(sources[0])} is expected "
+        f"as {printable(_mask_names(sources[0])[0])} or by its bare name"
+    )
+
+
+def _mask_names(source: str) -> tuple[str, str]:
+    """Names inside the mask folder, the preferred one first."""
     name = PurePosixPath(source).with_suffix(".png")
+    return name.as_posix(), name.name
+
+
+def _files_below(folder: Path) -> Iterator[tuple[str, str | None]]:
+    """(name inside `folder`, reason why it must not be opened or None) of all entries that are no folders."""
+    pending = [folder]
+    while pending:
+        current = pending.pop()
+        try:
+            with os.scandir(current) as scan:
+                entries = sorted(scan, key=lambda entry: entry.name)
+        except OSError as error:
+            raise SourceError(f"{current} cannot be listed ({error.strerror}); see prepare.masks") from error
+        for entry in entries:
+            mode = entry.stat(follow_symlinks=False).st_mode
+            if entry.is_dir(follow_symlinks=False):
+                pending.append(Path(entry.path))
+            else:
+                name = Path(entry.path).relative_to(folder).as_posix()
+                yield name, kind_reason(mode) if is_utf8(name) else "bad_name"
+
+
+def _mask_path(folder: Path, source: str) -> Path | None:
+    name = PurePosixPath(source)
     if name.is_absolute() or ".." in name.parts:
         raise SourceError(f"{printable(source)} leaves the mask folder {folder}; use names inside the data folder")
-    for candidate in (folder / name, folder / name.name):
+    for candidate in (folder / wanted for wanted in _mask_names(source)):
         if candidate.is_symlink() or candidate.exists():
             return candidate
     return None
 
 
-def _read_mask(path: Path, size: tuple[int, int], section: PrepareSection, min_share: float) -> RegionMask | None:
+def _read_mask(
+    path: Path, size: tuple[int, int], section: PrepareSection, min_share: float = MIN_SHARE
+) -> RegionMask | None:
+    """The region, or None where nothing is marked; raises `RefusedError` for a mask that cannot be used."""
+    content = FilePayload(str(path)).read(section.max_bytes)
     try:
-        content = FilePayload(str(path)).read(section.max_bytes)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # Pillow warns of sizes far under our own limit
             assert isinstance(content.value, bytes)
             with Image.open(BytesIO(content.value), formats=("PNG",)) as picture:
                 if picture.width * picture.height > section.max_pixels:
-                    raise SourceError(
-                        f"mask {path} has {picture.width} x {picture.height} pixels, over prepare.max_pixels "
-                        f"{section.max_pixels}; save it smaller"
+                    raise RefusedError(
+                        "too_many_pixels",
+                        f"{picture.width} x {picture.height} pixels, over prepare.max_pixels {section.max_pixels}",
                     )
                 picture.load()
                 inside = _inside(ImageOps.exif_transpose(picture))
-    except (SourceError, MemoryError):
+    except (RefusedError, MemoryError):
         raise
-    except RefusedError as refused:
-        raise SourceError(f"mask {path} is not used: {refused.reason}, {refused.detail}; replace it") from refused
     except Exception as error:  # a decoder may raise anything
-        raise SourceError(f"mask {path} cannot be read as a PNG ({error}); save it again") from error
+        raise RefusedError("damaged", f"it cannot be read as a PNG ({' '.join(str(error).split())})") from error
     if inside.size != size:
-        raise SourceError(
-            f"mask {path} is {inside.width} x {inside.height}, its picture {size[0]} x {size[1]}; save it at that size"
-        )
+        raise RefusedError("mask_size", f"it is {inside.width} x {inside.height}, its picture {size[0]} x {size[1]}")
     side = section.image_size
     # BOX is the mean over the area that a prepared pixel stands for, and the nearest pixel where it enlarges
     share = np.asarray(inside.resize((side, side), Image.Resampling.BOX), dtype=np.float64) / 255.0  # (S, S)
@@ -168,6 +268,7 @@ def weak_masks(
     plentiful: NDArray[np.uint8],
     rng: np.random.Generator,
     rules: WeakMaskRules | None = None,
+    groups: NDArray[np.str_] | None = None,
 ) -> list[RegionMask | None]:
     """Finds what a reconstruction from the plentiful class does not explain.
 
@@ -181,6 +282,8 @@ def weak_masks(
         plentiful: (n, H, W, C) uint8 of the plentiful class, at least 16.
         rng: divides the plentiful images into halves.
         rules: None takes the defaults.
+        groups: (n,) str, plentiful images of one object; then the halves share no object, else what an image has to
+            exceed is measured on near-duplicates of those that were fitted, and is far too low for a new object.
     Returns:
         m entries; None where nothing stands out or too much does.
     Raises:
@@ -195,8 +298,8 @@ def weak_masks(
         )
     if images.shape[1:] != plentiful.shape[1:]:
         raise TrainingError(f"images of {images.shape[1:]} and {plentiful.shape[1:]}; prepare them to one size")
-    order = rng.permutation(len(plentiful))[: 2 * _MAX_FITTED]
-    fitted, held_out = plentiful[np.sort(order[::2])], plentiful[np.sort(order[1::2])]
+    first, second = _halves(len(plentiful), groups, rng)
+    fitted, held_out = plentiful[first], plentiful[second]
     basis, mean = _principal_components(_flattened(fitted), min(rules.n_components, len(fitted) // 3))
     scales = _scales(plentiful.shape[1])
     scores = np.concatenate([_remainder(chunk, basis, mean, scales) for chunk in _chunks(held_out)])  # (n/2, s, H, W)
@@ -209,6 +312,18 @@ def weak_masks(
         z = (_remainder(chunk, basis, mean, scales) / spread).max(axis=1)  # (N, H, W)
         masks += [_largest_regions(one, threshold, rules) for one in z]
     return masks
+
+
+def _halves(
+    n: int, groups: NDArray[np.str_] | None, rng: np.random.Generator
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Two sets of rows below `n` without a common group, at most `_MAX_FITTED` each; by rows if there is one group."""
+    if groups is not None and len(names := np.unique(groups)) > 1:
+        first = np.isin(groups, rng.permutation(names)[::2])
+    else:
+        first = np.isin(np.arange(n), rng.permutation(n)[::2])
+    halves = [rng.permutation(np.flatnonzero(side))[:_MAX_FITTED] for side in (first, ~first)]
+    return np.sort(halves[0]), np.sort(halves[1])
 
 
 def _chunks(images: NDArray[np.uint8]) -> list[NDArray[np.uint8]]:

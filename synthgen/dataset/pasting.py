@@ -73,6 +73,8 @@ class PasteRanges:
         contrast: share by which the region's difference to its surroundings is stretched.
         anywhere: put the region at a random place; False keeps its own.
         feather: width of the soft border, as a share of the side; at least one pixel.
+        shading: fit the region to the background around it; False fits the mean brightness of the whole images, for
+            regions so large that hardly anything is around them.
     """
 
     rotate: float = 12.0
@@ -84,6 +86,7 @@ class PasteRanges:
     contrast: float = 0.15
     anywhere: bool = True
     feather: float = 1 / 48
+    shading: bool = True
 
     def __post_init__(self) -> None:
         """Checks the ranges.
@@ -209,13 +212,14 @@ def _compose(
     opacity = _blurred(core, radius / 2).clamp(max=1.0)  # (N, 1, H, W)
     opacity = torch.maximum(opacity, mask)
 
-    width = 2 * radius + 1
-    ring = functional.max_pool2d(core, 2 * width + 1, stride=1, padding=width) - core  # (N, 1, H, W), 0 in the region
-    offset = _continued(background - region, ring, side / 16)
+    if ranges.shading:
+        width = 2 * radius + 1
+        ring = functional.max_pool2d(core, 2 * width + 1, stride=1, padding=width) - core  # (N, 1, H, W)
+        offset, level = (_continued(values, ring, side / 16) for values in (background - region, background))
+    else:
+        offset, level = (values.mean((2, 3), keepdim=True) for values in (background - region, background))
     stretch = torch.from_numpy(1.0 + rng.uniform(-1, 1, (len(bank_rows), 1, 1, 1)) * ranges.contrast).float()
-    fitted = region + offset
-    level = _continued(background, ring, side / 16)
-    fitted = level + (fitted - level) * stretch
+    fitted = level + (region + offset - level) * stretch
     out = torch.lerp(background, fitted, opacity).round().clamp(0, 255).to(torch.uint8)
     # opacity rounded up: where it is written as 0, the background is untouched
     written = (opacity * 255.0).ceil().clamp(0, 255).to(torch.uint8)[:, 0]

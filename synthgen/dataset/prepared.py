@@ -1,7 +1,7 @@
 """The prepared data set on disk: one uint8 array, one manifest, one index per fold.
 
 Owns reading and writing `data/prepared/` (docs/schema.md) and the rule that turns the manifest's
-fold column into the rows of a fold. Refuses pixels that no longer match their sha256.
+fold column into the rows of a fold. Refuses pixels and masks that no longer match their sha256.
 """
 
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from synthgen.artifacts import read_json, sha256_bytes
+from synthgen.artifacts import read_json, sha256_bytes, sha256_file
 from synthgen.errors import ArtifactError
 from synthgen.records import FINAL, FoldSplit
 
@@ -57,6 +57,7 @@ class PreparedData:
         slugs, class_names: in label order.
         n_folds: number of measured folds.
         frozen: whether the user's own test set is used.
+        masks: (N, H, W) bool, the user's regions; all False where an image has none. None: no masks were given.
     """
 
     images: NDArray[np.uint8]
@@ -69,6 +70,7 @@ class PreparedData:
     class_names: list[str]
     n_folds: int
     frozen: bool
+    masks: NDArray[np.bool_] | None = None
 
     def _ordered(self, chosen: NDArray[np.bool_]) -> NDArray[np.int64]:
         # Ordered by content, so that a row inserted elsewhere changes no random stream.
@@ -160,11 +162,29 @@ def save_manifest(path: Path, columns: dict[str, Any]) -> None:
     pq.write_table(pa.table(columns, schema=MANIFEST_SCHEMA), path, compression="zstd")
 
 
+def _load_masks(folder: Path, record: dict[str, Any] | None, shape: tuple[int, ...]) -> NDArray[np.bool_] | None:
+    """masks.npy as the summary's `masks` describes it, mapped; None where it describes none."""
+    if record is None:
+        return None
+    path = folder / "masks.npy"
+    try:
+        found = sha256_file(path)
+        masks: NDArray[np.bool_] = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise ArtifactError(f"{path} cannot be read ({error}); run `dvc repro prepare`") from error
+    if found != record["sha256"] or masks.dtype != np.bool_ or masks.shape != shape:
+        raise ArtifactError(
+            f"{path} ({masks.dtype} {masks.shape}) no longer matches its sha256 {str(record['sha256'])[:12]} or the "
+            f"shape {shape}: it was altered; remove data/prepared and run `dvc checkout` or `dvc repro`"
+        )
+    return masks
+
+
 def load_prepared(folder: Path) -> PreparedData:
     """Opens `data/prepared/` (the images stay on disk until they are asked for).
 
     Raises:
-        ArtifactError: a file is missing, or array and manifest disagree.
+        ArtifactError: a file is missing, array and manifest disagree, or the masks were altered.
     """
     summary = read_json(folder / "summary.json")
     try:
@@ -191,4 +211,5 @@ def load_prepared(folder: Path) -> PreparedData:
         class_names=list(summary["class_names"]),
         n_folds=int(summary["n_folds"]),
         frozen=summary["mode"] == "frozen",
+        masks=_load_masks(folder, summary.get("masks"), images.shape[:3]),
     )

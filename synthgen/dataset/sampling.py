@@ -70,18 +70,29 @@ class BalancedBatches:
         self.rng = rng
         self.streams = {int(k): ClassStream(np.flatnonzero(labels == k).astype(np.int64), rng) for k in self.labels}
 
-    def _counts(self) -> NDArray[np.int64]:
+    def _counts(self, batch: int) -> NDArray[np.int64]:
         n_classes = len(self.labels)
-        room = max(1, self.batch // MIN_PER_CLASS)
+        room = max(1, batch // MIN_PER_CLASS)
         chosen = np.arange(n_classes)
         if n_classes > room:
             chosen = self.rng.choice(n_classes, size=room, replace=False, p=self.shares)
         shares = self.shares[chosen] / self.shares[chosen].sum()
         counts = np.zeros(n_classes, dtype=np.int64)
-        counts[chosen] = np.floor(shares * self.batch).astype(np.int64)
+        counts[chosen] = np.floor(shares * batch).astype(np.int64)
         # the rest by chance, so that over many batches each class gets its share
-        rest = self.batch - int(counts.sum())
+        rest = batch - int(counts.sum())
         np.add.at(counts, self.rng.choice(chosen, size=rest, p=shares), 1)
+        return counts
+
+    def _weighted_counts(self, batch: int, weights: Mapping[int, float]) -> NDArray[np.int64]:
+        wanted = np.array([weights[int(k)] for k in self.labels])
+        wanted = wanted / wanted.sum() * batch
+        counts: NDArray[np.int64] = np.floor(wanted).astype(np.int64)
+        rest = batch - int(counts.sum())
+        if rest:
+            # by what was cut off, so that each class gets its share in expectation
+            left = wanted - counts
+            np.add.at(counts, self.rng.choice(len(counts), size=rest, p=left / left.sum()), 1)
         return counts
 
     def state(self) -> dict[str, Any]:
@@ -101,9 +112,20 @@ class BalancedBatches:
         for stream in self.streams.values():
             stream.rng = rng
 
-    def take(self) -> NDArray[np.int64]:
-        """Rows of the next batch, (batch,) int64, ordered by label."""
-        counts = self._counts()
+    def take(self, n: int | None = None, weights: Mapping[int, float] | None = None) -> NDArray[np.int64]:
+        """Rows of the next batch, ordered by label.
+
+        Args:
+            n: of another length than `batch`.
+            weights: label -> relative frequency in this batch alone, some of them above 0; then a class may occur
+                fewer times than `MIN_PER_CLASS`.
+        Returns:
+            (n,) int64.
+        """
+        if n == 0:
+            return np.zeros(0, dtype=np.int64)
+        n = self.batch if n is None else n
+        counts = self._counts(n) if weights is None else self._weighted_counts(n, weights)
         return np.concatenate(
             [self.streams[int(k)].take(int(n)) for k, n in zip(self.labels, counts, strict=True) if n]
         )
@@ -116,6 +138,6 @@ class NaturalBatches:
         self.stream = ClassStream(np.arange(n_rows, dtype=np.int64), rng)
         self.batch = batch
 
-    def take(self) -> NDArray[np.int64]:
-        """Rows of the next batch, (batch,) int64."""
-        return self.stream.take(self.batch)
+    def take(self, n: int | None = None) -> NDArray[np.int64]:
+        """Rows of the next batch, (n,) int64; by default `batch` of them."""
+        return self.stream.take(self.batch if n is None else n)

@@ -7,6 +7,7 @@ that no longer match summary.json: an altered data set never trains anything.
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import EllipsisType
 from typing import Any
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from synthgen.artifacts import read_json, sha256_file
+from synthgen.dataset.mixing import MixingPolicy, read_policy
 from synthgen.dataset.provenance import decode_png
 from synthgen.dataset.shards import REAL, SYNTHETIC, TRAIN, count_rows
 from synthgen.errors import ArtifactError, ConfigError
@@ -38,6 +40,7 @@ class AugmentedImages(Dataset[tuple[Any, int]]):
         labels: (n,) int64.
         origins: (n,) `real` or `synthetic`.
         groups: (n,) the object that a real image shows; "" of a synthetic one.
+        policy: how synthetic images were mixed in when the gain was measured; `SyntheticMix` applies it.
     """
 
     def __init__(
@@ -47,6 +50,7 @@ class AugmentedImages(Dataset[tuple[Any, int]]):
         *,
         origins: Sequence[str] = ORIGINS,
         transform: Callable[[Tensor], Any] | None = None,
+        synthetic_transform: Callable[[Tensor], Any] | EllipsisType | None = ...,
     ) -> None:
         """Reads the shards of `folder`.
 
@@ -55,6 +59,8 @@ class AugmentedImages(Dataset[tuple[Any, int]]):
             split: of the shards; an augmented data set has `train` alone.
             origins: which of `real`, `synthetic` to take.
             transform: gets the (C, H, W) uint8 image, gives what training wants.
+            synthetic_transform: the same for synthetic images, which the policy does not transform again as reals
+                are; by default `transform`.
         Raises:
             ConfigError: an origin that there is not, or a split without images.
             ArtifactError: a shard is missing, altered or of another schema.
@@ -82,6 +88,8 @@ class AugmentedImages(Dataset[tuple[Any, int]]):
             [group or "" for group in rows.column("group").to_pylist()], dtype=np.str_
         )
         self.transform = transform
+        self.synthetic_transform = transform if isinstance(synthetic_transform, EllipsisType) else synthetic_transform
+        self.policy: MixingPolicy = read_policy(summary.get("policy", {"name": "synthetic"}), self.class_names)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -90,7 +98,8 @@ class AugmentedImages(Dataset[tuple[Any, int]]):
         """The (C, H, W) uint8 image, or what the transform makes of it, and its label."""
         pixels = np.array(decode_png(self._png[int(index)].as_py()))  # a copy: Pillow's memory is read-only
         image = torch.from_numpy(pixels).permute(2, 0, 1).contiguous()  # (H, W, C) -> (C, H, W)
-        return (image if self.transform is None else self.transform(image)), int(self.labels[index])
+        transform = self.synthetic_transform if self.origins[index] == SYNTHETIC else self.transform
+        return (image if transform is None else transform(image)), int(self.labels[index])
 
     def indices(self, origin: str) -> list[int]:
         """Ascending indices of the images of one origin, as `torch.utils.data.Subset` takes them.

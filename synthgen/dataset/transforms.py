@@ -24,9 +24,12 @@ from synthgen.errors import ConfigError
 from synthgen.seeding import derive_seed
 from synthgen.versions import VERSIONS
 
-Policy = Literal["classical", "mild", "trivialaugment", "randaugment"]
-POLICIES: tuple[Policy, ...] = ("classical", "mild", "trivialaugment", "randaugment")
-MILD = 0.5
+Policy = Literal["classical", "mild", "strong", "trivialaugment", "randaugment"]
+POLICIES: tuple[Policy, ...] = ("classical", "mild", "strong", "trivialaugment", "randaugment")
+STRENGTHS: dict[str, float] = {"mild": 0.5, "classical": 1.0, "strong": 1.6}
+"""Factors on the amplitudes of section `transforms`."""
+MOST = 0.95
+"""No factor takes a share (of scale, shift, brightness) beyond this."""
 
 Transform = Callable[[NDArray[np.uint8], int], NDArray[np.uint8]]
 
@@ -40,8 +43,8 @@ def _albumentations(section: TransformsSection, strength: float) -> Transform:
     steps: list[Any] = [
         albumentations.Affine(
             rotate=(-section.rotate * strength, section.rotate * strength),
-            scale=(1 - section.scale * strength, 1 + section.scale * strength),
-            translate_percent=(-section.shift * strength, section.shift * strength),
+            scale=(1 - min(section.scale * strength, MOST), 1 + section.scale * strength),
+            translate_percent=(-min(section.shift * strength, MOST), min(section.shift * strength, MOST)),
             shear=(-section.shear * strength, section.shear * strength),
             border_mode=cv2.BORDER_REFLECT_101,
             p=1.0,
@@ -54,7 +57,7 @@ def _albumentations(section: TransformsSection, strength: float) -> Transform:
             )
         )
     if section.brightness:
-        limit = section.brightness * strength
+        limit = min(section.brightness * strength, 1.0)
         steps.append(albumentations.RandomBrightnessContrast(limit, limit, p=0.5))
     if section.horizontal_flip:
         steps.append(albumentations.HorizontalFlip(p=0.5))
@@ -89,18 +92,17 @@ def build_transform(policy: Policy, section: TransformsSection) -> Transform:
     """The function that turns (image (H, W, C) uint8, seed) into a transformed image of the same shape.
 
     Args:
-        policy: `classical` (albumentations affine, brightness, contrast, optional flips and elastic), `mild` (the
-            same at half the amplitudes), `trivialaugment` (Mueller and Hutter 2021) or `randaugment` (Cubuk 2020).
+        policy: `classical` (albumentations affine, brightness, contrast, optional flips and elastic), `mild` and
+            `strong` (the same with amplitudes by `STRENGTHS`), `trivialaugment` (Mueller and Hutter 2021,
+            arXiv:2103.10158) or `randaugment` (Cubuk et al. 2020, arXiv:1909.13719).
         section: amplitudes of the albumentations policies.
     Raises:
         ConfigError: no such policy.
     """
     if policy in {"trivialaugment", "randaugment"}:
         return _torchvision(policy)
-    if policy == "classical":
-        return _albumentations(section, 1.0)
-    if policy == "mild":
-        return _albumentations(section, MILD)
+    if policy in STRENGTHS:
+        return _albumentations(section, STRENGTHS[policy])
     raise ConfigError(f"transform policy {policy!r} is not one of {', '.join(POLICIES)}")
 
 
@@ -180,7 +182,7 @@ def render_bank(
     """
     import importlib.metadata
 
-    library = "albumentations" if policy in {"classical", "mild"} else "torchvision"
+    library = "albumentations" if policy in STRENGTHS else "torchvision"
     key = digest_of(
         {
             "policy": policy,

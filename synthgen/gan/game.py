@@ -6,8 +6,9 @@ step, to the last bit.
 """
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,7 +20,9 @@ from synthgen.dataset.sampling import BalancedBatches
 from synthgen.gan.adaptive import AdaptiveStrength, overfitting_sign
 from synthgen.gan.architectures.interface import Discriminator, Generator
 from synthgen.gan.architectures.layers import Dropout
+from synthgen.gan.architectures.style import StyleGenerator
 from synthgen.gan.diffaugment import diffaugment
+from synthgen.gan.distributed import ALONE, Peers
 from synthgen.gan.ema import MovingAverage
 from synthgen.gan.losses import LOSSES, Targets, auxiliary_loss, soft_targets
 from synthgen.gan.regularisers import (
@@ -119,6 +122,7 @@ class Game:
         tick_length: int = 1,
         ema_updates: int = 0,
         freeze_blocks: int = 0,
+        peers: Peers = ALONE,
     ) -> None:
         """Sets the board.
 
@@ -133,7 +137,9 @@ class Game:
             tick_length: steps from one snapshot to the next.
             ema_updates: updates that the average counts as done (1 where it starts from trained weights).
             freeze_blocks: first parts of D that stay as they are.
+            peers: processes that play the same game, each on rows of its own.
         """
+        self.peers = peers
         self.generator, self.discriminator = generator.train(), discriminator.train()
         self.scene, self.batches, self.labels, self.section = scene, batches, labels, section
         self.seed, self.device = seed, labels.device
@@ -143,6 +149,8 @@ class Game:
             part.requires_grad_(False)
         self.trained_by_d = [p for p in self.discriminator.parameters() if p.requires_grad]
         self.average = MovingAverage(generator, section.ema, ema_updates)
+        # followed from a process's own rows
+        self.followed = [generator.w_average] if isinstance(generator, StyleGenerator) else []
         self.g_optimizer = self._optimizer(list(generator.parameters()), section.g_lr)
         self.d_optimizer = self._optimizer(self.trained_by_d, section.d_lr)
         self.noise = torch_generator(seed, "noise", device=str(self.device))
@@ -162,12 +170,13 @@ class Game:
         self._set_random()
 
     def _compiled(self) -> tuple[Any, Any]:
-        if not (self.section.compile and self.device.type == "cuda"):
+        # several processes draw and normalise through a mode that compiled code does not see
+        if not (self.section.compile and self.device.type == "cuda" and self.peers.n == 1):
             return self.generator, self.discriminator.features
         return torch.compile(self.generator), torch.compile(self.discriminator.features)
 
     def _set_random(self) -> None:
-        self.generator.random = self.noise
+        self.generator.random, self.generator.style_mixing = self.noise, self.section.style_mixing
         for module in self.discriminator.modules():
             if isinstance(module, Dropout):
                 module.random = self.noise
@@ -219,20 +228,28 @@ class Game:
             parts = self._parts()
             self.d_optimizer.zero_grad()
             for rows in parts:
-                loss = self._discriminator_loss(rows, progress, penalise=penalise)
-                (loss * (len(rows) / section.batch)).backward()  # type: ignore[no-untyped-call]  # torch's own signature
+                self._learn(rows, partial(self._discriminator_loss, progress=progress, penalise=penalise))
             self._finish(self.d_optimizer, self.trained_by_d, "d_gradient", look=look)
         self.discriminator.requires_grad_(False)
         self.g_optimizer.zero_grad()
         for rows in parts:
-            (self._generator_loss(rows) * (len(rows) / section.batch)).backward()  # type: ignore[no-untyped-call]
+            self._learn(rows, self._generator_loss)
         self._finish(self.g_optimizer, self.g_optimizer.parameters, "g_gradient", look=look)
         for parameter in self.trained_by_d:
             parameter.requires_grad_(True)
+        self.peers.average_(self.followed)
+        self.peers.agree()
         self.average.update()
         self.step += 1
 
+    def _learn(self, rows: Tensor, loss_of: Callable[[Tensor], Tensor]) -> None:
+        """Adds the gradients of a part of the batch; of several processes each adds those of its rows."""
+        with self.peers.as_one(len(rows), self.noise, self.discriminator):
+            own = self.peers.own_rows(rows)
+            (loss_of(own) * (len(own) / self.section.batch)).backward()  # type: ignore[no-untyped-call]  # torch's own
+
     def _finish(self, optimizer: Optimizer, parameters: Sequence[Tensor], name: str, *, look: bool) -> None:
+        self.peers.add_gradients(parameters)
         if self.section.clip_gradients is not None:
             norm = clip_gradients(parameters, self.section.clip_gradients)
             if look:
@@ -268,6 +285,7 @@ class Game:
         features, logits = self._judge(x, labels, is_fake, exact=penalise)
         real_logits, fake_logits = logits.chunk(2)
         loss = self.loss.discriminator(real_logits, fake_logits, self._targets(len(y)))
+        real_mean, fake_mean = self.peers.means(real_logits.detach(), fake_logits.detach())
         means.add("d_loss", loss)
         if penalise:
             r1, r2 = gradient_penalty(logits, x).chunk(2)
@@ -284,7 +302,7 @@ class Game:
         if section.lecam:
             if progress.lecam:
                 loss = loss + section.lecam * lecam(real_logits, fake_logits, self.anchors)
-            self.anchors.update(real_logits, fake_logits, LECAM_DECAY)
+            self.anchors.update(real_mean, fake_mean, LECAM_DECAY)
         if section.consistency:
             _, plain = self._judge(both, labels, is_fake, exact=penalise)
             loss = loss + section.consistency * consistency(plain, logits)
@@ -293,10 +311,12 @@ class Game:
                 self.discriminator.classify(features).float(), labels
             )
         with torch.no_grad():
-            middle = 0.5 * (real_logits.mean() + fake_logits.mean())
+            middle = 0.5 * (real_mean + fake_mean)
             means.add("d_real", (real_logits > middle).float().mean())
             means.add("d_fake", (fake_logits < middle).float().mean())
-            means.add("sign", overfitting_sign(real_logits, fake_logits, section.loss in RELATIVE_LOSSES))
+            # relative to the middle of all rows, of which this process may have some only
+            zero = middle if section.loss in RELATIVE_LOSSES else torch.zeros_like(middle)
+            means.add("sign", overfitting_sign(real_logits - zero, fake_logits - zero, relative=False))
         return loss
 
     def _targets(self, n: int) -> Targets | None:
@@ -329,7 +349,7 @@ class Game:
 
     def end_tick(self, n_images: int) -> dict[str, float]:
         """Means since the last tick; moves the adaptive strength by D's sureness about `n_images` training reals."""
-        means = self.means.read()
+        means = self.peers.mean_numbers(self.means.read())
         if self.section.adaptive is not None and means["sign"] == means["sign"]:
             self.strength.update(means["sign"], n_images)
         return means
@@ -348,7 +368,8 @@ class Game:
         assert isinstance(discriminator, Discriminator)
         return generator, discriminator
 
-    def _parts_of_state(self) -> dict[str, Mapping[str, Tensor]]:
+    def parts_of_state(self) -> dict[str, Mapping[str, Tensor]]:
+        """Part -> name -> tensor in use, of all that a snapshot copies."""
         return {
             "generator": self.generator.state_dict(),
             "discriminator": self.discriminator.state_dict(),
@@ -363,7 +384,7 @@ class Game:
         """A copy of all that decides the next step; taken between ticks, when no drawn row is waiting."""
         tensors = {
             f"{part}.{name}": tensor.detach().cpu().clone()
-            for part, found in self._parts_of_state().items()
+            for part, found in self.parts_of_state().items()
             for name, tensor in found.items()
         }
         values = {

@@ -8,7 +8,8 @@ of real images shown to D.
 
 import copy
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,7 @@ from synthgen.gan.architectures.build import build_discriminator, build_generato
 from synthgen.gan.architectures.interface import Discriminator, Generator
 from synthgen.gan.architectures.shape import GanShape
 from synthgen.gan.checkpoint import TrainedGan
+from synthgen.gan.distributed import ALONE, Peers
 from synthgen.gan.game import Game, progress_at
 from synthgen.gan.history import ClassTick, Rollback, Tick
 from synthgen.gan.monitors import Monitor, illness, reason_to_stop, summarise
@@ -32,7 +34,7 @@ from synthgen.gan.pixels import to_uint8
 from synthgen.gan.regularisers import initialise
 from synthgen.gan.scenes import FreeScene, NoiseScene, Scene
 from synthgen.gan.state import Snapshot, load_snapshot, save_snapshot
-from synthgen.progress import progress_bar
+from synthgen.progress import Advance, progress_bar
 from synthgen.seeding import derive_seed, numpy_generator, torch_generator
 
 logger = logging.getLogger(__name__)
@@ -85,6 +87,7 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
     monitor: Monitor | None = None,
     scratch: Path | None = None,
     description: str = "gan",
+    peers: Peers = ALONE,
 ) -> GanRun:
     """Trains a class-conditional GAN.
 
@@ -106,13 +109,17 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
         monitor: judges the samples of every tick; None: only the game's own numbers, and the last tick wins.
         scratch: folder for the state of this very training (see `synthgen.gan.state`); None: a kill loses it.
         description: for the progress bar and messages.
+        peers: processes that train this very GAN together, each calling this function with the same arguments; the
+            first alone needs the monitor.
     Returns:
-        the averaged generator and the discriminator of the best tick, and the history.
+        the averaged generator and the discriminator of the best tick, and the history; grids in the first process.
     Raises:
+        ConfigError: a batch that the processes cannot share.
         TrainingError: a class without images, or too little memory.
         DivergedError: ruin after `stop.max_rollbacks` roll-backs.
     """
     # The board: data on the device as uint8, one random stream per purpose.
+    peers.require_even(section.batch)
     total = max(1, round(kimg * 1000 / (section.batch * section.d_steps)))
     n_per_step = section.batch * section.d_steps
     tick_length = min(total, max(1, round(section.tick_kimg * 1000 / n_per_step)))
@@ -138,13 +145,15 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
         tick_length=tick_length,
         ema_updates=0 if start is None else 1,
         freeze_blocks=freeze_blocks,
+        peers=peers,
     )
     shown = _Showcase(shape, scene, monitor, seed, device)
     run = GanRun(generator, discriminator)
     best = _restore(scratch, game, run)
+    _require_same_state(game)
     last_good = game.snapshot()
 
-    with progress_bar(description, total) as advance:
+    with progress_bar(description, total) if peers.leads else _no_bar() as advance:
         advance(game.step)
         while game.step < total and run.stopped is None:
             progress = progress_at(game.step / total, section, shape.first_level, shape.n_halvings)
@@ -152,6 +161,7 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
             try:
                 game.play(progress, look=at_tick)
             except torch.OutOfMemoryError as error:
+                peers.report_out_of_memory(error)
                 _work_in_smaller_parts(game, last_good, section.batch, description, error)
                 continue
             advance()
@@ -160,14 +170,15 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
 
             # Once a tick: look at the numbers and at samples.
             tick = _tick(game, n_per_step, tick_length, len(run.rollbacks))
-            tick, classes = shown.look(tick, game)
+            tick, classes = _of_first(peers, *(shown.look(tick, game) if peers.leads else (tick, [])))
             reason = illness(tick, classes, _healthiest(run.classes), section.stop)
             if reason is not None:
                 _take_back(game, last_good, run, Rollback(tick.kimg, reason), section, description)
                 continue
             run.history.append(tick)
             run.classes += classes
-            run.grids.append(shown.grid(game))
+            if peers.leads:
+                run.grids.append(shown.grid(game))
             is_whole = progress.class_share == 1.0 and progress.growth == shape.n_halvings
             if is_whole and _is_better(tick, run):
                 run.best, best = len(run.history) - 1, _networks_of(game)
@@ -175,8 +186,9 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
                 run.stopped = reason_to_stop(run.history, run.best, section.stop)
 
             # A good state to fall back on, in memory and on disk.
+            _require_same_state(game)
             last_good = game.snapshot()
-            if scratch is not None:
+            if scratch is not None and peers.leads:
                 save_snapshot(scratch, _whole_state(last_good, run, best), game.step)
 
     run.generator, run.discriminator = game.finished_networks()
@@ -231,6 +243,26 @@ class _Showcase:
             overfitting = self.monitor.overfitting(game.discriminator, seen, labels.to(self.device))
         means: dict[str, Any] = summarise(classes)
         return replace(tick, overfitting=overfitting, **means), classes
+
+
+@contextmanager
+def _no_bar() -> Iterator[Advance]:
+    """For processes that show nothing."""
+    yield lambda n_done=1, note="": None
+
+
+def _of_first(peers: Peers, tick: Tick, classes: list[ClassTick]) -> tuple[Tick, list[ClassTick]]:
+    """What the first process saw, so that all take the same decisions."""
+    if peers.n == 1:
+        return tick, classes
+    seen = peers.from_first([asdict(tick), [asdict(row) for row in classes]])
+    return Tick(**seen[0]), [ClassTick(**row) for row in seen[1]]
+
+
+def _require_same_state(game: Game) -> None:
+    if game.peers.n > 1:
+        tensors = [tensor for part in game.parts_of_state().values() for tensor in part.values()]
+        game.peers.require_equal("weights, random numbers or steps", [*tensors, torch.tensor(float(game.step))])
 
 
 def _networks(
@@ -309,10 +341,11 @@ def _take_back(
 def _work_in_smaller_parts(
     game: Game, last_good: Snapshot, batch: int, description: str, error: torch.OutOfMemoryError
 ) -> None:
-    n_parts = 2 * game.n_parts
-    if batch // n_parts < LEAST_PART:
+    n_parts, n_processes = 2 * game.n_parts, game.peers.n
+    n_rows = batch // (game.n_parts * n_processes)
+    if n_rows // 2 < LEAST_PART:
         raise TrainingError(
-            f"{description}: the device's memory is too small for {batch // game.n_parts} images at a time; lower "
+            f"{description}: the device's memory is too small for {n_rows} images at a time; lower "
             "pretrain.network.channels or prepare.image_size"
         ) from error
     logger.warning("%s: out of memory; a batch of %d is worked through in %d parts", description, batch, n_parts)

@@ -11,7 +11,6 @@ from typing import Any
 from synthgen.report.environment import markdown_environment
 
 # What EXPERIMENTS measured as the only mixing that does not hurt; the card recommends it whatever was tried.
-RECOMMENDED_SHARE = 0.25
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 
@@ -54,6 +53,7 @@ class CardContent:
     mode: str
     surplus: str
     classes: Sequence[CardClass]
+    share: float
 
 
 def size_category(n_images: int) -> str:
@@ -73,6 +73,6 @@ def render_data_card(content: CardContent) -> str:
         "size": size_category(n_real + n_synthetic),
         "simulated": [entry for entry in content.classes if entry.cut],
         "refused": [entry for entry in content.classes if entry.refused],
-        "share": RECOMMENDED_SHARE,
+        "share": content.share,
     }
     return markdown_environment().get_template("README.md.j2").render(values)

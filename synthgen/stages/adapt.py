@@ -11,6 +11,7 @@ import torch
 from synthgen.artifacts import read_json
 from synthgen.errors import DivergedError
 from synthgen.gan.checkpoint import load_gan
+from synthgen.gan.distributed import ALONE, Peers
 from synthgen.gan.state import remove_snapshots
 from synthgen.gan.training import train_gan
 from synthgen.seeding import derive_seed
@@ -21,8 +22,8 @@ from synthgen.stages.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 
-def run_adapt(workspace: Workspace, fold: str, slug: str, device: torch.device) -> None:
-    """Adapts the shared GAN of `fold` to the class `slug`.
+def run_adapt(workspace: Workspace, fold: str, slug: str, device: torch.device, peers: Peers = ALONE) -> None:
+    """Adapts the shared GAN of `fold` to the class `slug`, with `peers`, of which the first alone writes.
 
     Raises:
         ArtifactError: the shared GAN is missing or altered.
@@ -72,13 +73,19 @@ def run_adapt(workspace: Workspace, fold: str, slug: str, device: torch.device) 
                 seed,
                 device,
                 conditional=config.pretrain.network.conditioning != "none",
-            ),
+            )
+            if peers.leads
+            else None,
             scratch=scratch,
             description=f"adapt {fold} {slug}",
+            peers=peers,
         )
     except DivergedError as error:
         logger.error("%s; class %s goes on without a generator of its own", error, slug)
-        write_failure(folder, about, trained_on, str(error))
+        if peers.leads:
+            write_failure(folder, about, trained_on, str(error))
     else:
-        write_run(folder, run, about, trained_on)
-    remove_snapshots(scratch)
+        if peers.leads:
+            write_run(folder, run, about, trained_on)
+    if peers.leads:
+        remove_snapshots(scratch)

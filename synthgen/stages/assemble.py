@@ -13,8 +13,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthgen.artifacts import atomic_folder, canonical_json, read_json, sha256_file
+from synthgen.config import MEASURED_POLICY, POLICIES
 from synthgen.dataset.acceptance import Acceptance, read_acceptance
 from synthgen.dataset.croissant import croissant_metadata
+from synthgen.dataset.mixing import MixingPolicy, build_policy, policy_record
 from synthgen.dataset.prepared import PreparedData, load_prepared, rows_of_index
 from synthgen.dataset.provenance import Provenance, read_provenance
 from synthgen.dataset.shards import REAL, SYNTHETIC, TRAIN, iter_rows, write_real_shard
@@ -63,7 +65,7 @@ def run_assemble(workspace: Workspace) -> None:
             # The bytes are taken as they are: what was selected is what is released.
             shutil.copyfile(shard, folder / f"{SYNTHETIC}-{slug}.parquet")
             entries.append(_entry(slug, plan.classes[slug], acceptance[slug], data.groups[rows], summary))
-        _describe(folder, entries, summary)
+        _describe(folder, entries, summary, _policy_of(workspace, data.class_names))
 
 
 def final_rows(workspace: Workspace, data: PreparedData, slug: str) -> NDArray[np.int64]:
@@ -143,7 +145,14 @@ def _entry(
     )
 
 
-def _describe(folder: Path, entries: list[CardClass], summary: dict[str, Any]) -> None:
+def _policy_of(workspace: Workspace, class_names: list[str]) -> MixingPolicy:
+    """How the arm of the verdict mixes the images, for those who train on them."""
+    policies = {**POLICIES, **workspace.config.challenge.policies}
+    scarce = [workspace.plan.classes[slug].label for slug in workspace.plan.scarce_slugs]
+    return build_policy(MEASURED_POLICY, policies[MEASURED_POLICY], class_names, scarce)
+
+
+def _describe(folder: Path, entries: list[CardClass], summary: dict[str, Any], policy: MixingPolicy) -> None:
     simulated = summary["simulate_scarcity"]
     card = CardContent(
         image_size=summary["image_size"],
@@ -151,6 +160,7 @@ def _describe(folder: Path, entries: list[CardClass], summary: dict[str, Any]) -
         mode=summary["mode"],
         surplus=simulated["surplus"] if simulated else "",
         classes=entries,
+        share=policy.share(),
     )
     files = {
         path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}
@@ -181,6 +191,7 @@ def _describe(folder: Path, entries: list[CardClass], summary: dict[str, Any]) -
             for entry in entries
         },
         "files": files,
+        "policy": policy_record(policy, [entry.class_name for entry in entries]),
     }
     description = (
         f"{counts['n_real']} real and {counts['n_synthetic']} synthetic training images in {len(entries)} classes; "

@@ -1,46 +1,54 @@
-"""`synthgen challenge --arm ARM`: one arm with synthetic images in every fold and repeat.
+"""`synthgen challenge --arm BASE+POLICY`: one arm with synthetic images in every fold and repeat.
 
-A `best+...` arm first chooses, inside each fold and without its test side, the best classical arm by
-cross-fitting, then trains that arm plus synthetic images. Writes `data/evaluation/ARM/`.
+Where the base is `best` it first chooses, inside each fold and without its test side, the best classical arm by
+cross-fitting, then trains that arm plus synthetic images. Writes `data/challenge/ARM/`.
 """
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 
 from synthgen.artifacts import atomic_folder, write_json
-from synthgen.classifier.arms import BEST_ARMS, ArmSpec, SyntheticPool, challenge_arm, classical_arm
+from synthgen.classifier.arms import BEST, ArmSpec, challenge_arm, classical_arm, describe, split_arm
 from synthgen.classifier.job_cache import kept_predictions
 from synthgen.classifier.jobs import fold_jobs, run_jobs, worker_count
 from synthgen.classifier.training import SyntheticImages
+from synthgen.config import POLICIES
+from synthgen.dataset.mixing import MixingPolicy, build_policy, policy_record
 from synthgen.dataset.predictions import load_predictions, save_predictions
 from synthgen.dataset.prepared import PreparedData, load_prepared
 from synthgen.dataset.shards import read_images
 from synthgen.metrics.choice import choose_arm
 from synthgen.stages.evaluate import SCHEMA
-from synthgen.stages.training_context import build_context
+from synthgen.stages.training_context import build_context, render_synthetic
 from synthgen.stages.workspace import Workspace
+
+AGREEMENT = "teacher_agreement"
 
 
 def run_challenge(workspace: Workspace, arm_name: str, device: torch.device, n_workers: int | None = None) -> None:
     """Trains and predicts one arm with synthetic images.
 
     Raises:
-        ConfigError: no such arm.
+        ConfigError: no such arm or policy.
         ArtifactError: an evaluation or a shard is missing.
         TrainingError: see `train_classifier`.
     """
     config, folds = workspace.config, workspace.plan.measured_folds
     workers = worker_count(n_workers)
     data = load_prepared(workspace.prepared)
-    details = choose_in_folds(workspace, data) if arm_name in BEST_ARMS else {fold: {} for fold in folds}
-    arms = {
-        fold: challenge_arm(arm_name, classical_arm(str(detail["arm"])) if detail else None)
-        for fold, detail in details.items()
+    policies = {**POLICIES, **config.challenge.policies}
+    base, policy_name = split_arm(arm_name, policies)
+    scarce = [data.slugs.index(slug) for slug in workspace.plan.scarce_slugs]
+    policy = build_policy(policy_name, policies[policy_name], data.class_names, scarce)
+    details = choose_in_folds(workspace, data) if base == BEST else {fold: {"arm": base} for fold in folds}
+    arms = {fold: challenge_arm(arm_name, classical_arm(str(details[fold]["arm"])), policy) for fold in folds}
+    pools = {fold: load_pool(workspace, fold, policy, data) for fold in folds}
+    synthetic = {
+        fold: render_synthetic(workspace, images, policy, n_workers=workers) for fold, (images, _) in pools.items()
     }
-    pools = {fold: load_pool(workspace, fold, arm.synthetic_pool, data) for fold, arm in arms.items()}
-    synthetic = {fold: images for fold, (images, _) in pools.items()}
     context = build_context(workspace, data, list(arms.values()), synthetic, device=device, n_workers=workers)
     jobs = [job for fold in folds for job in fold_jobs(data, arms[fold], fold, config.evaluate.repeats, crossfit=False)]
     with kept_predictions(workspace.root, arm_name) as scratch:
@@ -52,20 +60,17 @@ def run_challenge(workspace: Workspace, arm_name: str, device: torch.device, n_w
                 {
                     "schema": SCHEMA,
                     "arm": arm_name,
-                    "description": _describe(arm_name, arms),
-                    "folds": {
-                        fold: {**(details[fold] or {"arm": arm_name}), "stand_ins": pools[fold][1]} for fold in folds
-                    },
+                    "description": _describe(base, policy, list(arms.values())),
+                    "folds": {fold: {**details[fold], "stand_ins": pools[fold][1]} for fold in folds},
                     "repeats": config.evaluate.repeats,
-                    "share": config.challenge.share,
+                    "share": round(policy.share(), 6),
+                    "policy": policy_record(policy, data.class_names),
                 },
             )
 
 
-def _describe(arm_name: str, arms: dict[str, ArmSpec]) -> str:
-    if arm_name in BEST_ARMS:
-        return f"the fold's best classical arm + synthetic ({BEST_ARMS[arm_name]})"
-    return next(iter(arms.values())).description
+def _describe(base: str, policy: MixingPolicy, arms: Sequence[ArmSpec]) -> str:
+    return f"the fold's best classical arm + {describe(policy)}" if base == BEST else arms[0].description
 
 
 def choose_in_folds(workspace: Workspace, data: PreparedData) -> dict[str, dict[str, Any]]:
@@ -84,7 +89,7 @@ def choose_in_folds(workspace: Workspace, data: PreparedData) -> dict[str, dict[
 
 
 def load_pool(
-    workspace: Workspace, fold: str, pool: SyntheticPool, data: PreparedData
+    workspace: Workspace, fold: str, policy: MixingPolicy, data: PreparedData
 ) -> tuple[SyntheticImages, dict[str, str]]:
     """The images from which the synthetic share of every batch is drawn, some for each class that trains.
 
@@ -92,27 +97,30 @@ def load_pool(
     out, it would be the one class that is never synthetic, and origin would tell the label.
 
     Args:
-        pool: `default`, or `shared`: the samples of the shared GAN, also for classes with a GAN of their own.
+        policy: its `pool` is `default`, or `shared`: samples of the shared GAN, also for classes with one of their own.
     Returns:
         the images, and `{SLUG: what stands in}` for the classes that have none of their own.
     """
     folder = workspace.synthetic(fold)
     train = data.split(fold).train
-    images, labels = [], []
+    images, labels, sureness = [], [], []
     stand_ins: dict[str, str] = {}
     for label, slug in enumerate(data.slugs):
         own, shared = folder / f"{slug}.parquet", folder / f"{slug}.shared.parquet"
-        content = read_images(shared if pool == "shared" and shared.exists() else own)
+        content = read_images(shared if policy.pool == "shared" and shared.exists() else own, [AGREEMENT])
         if not len(content.labels) and shared.exists():
-            content = read_images(shared)
+            content = read_images(shared, [AGREEMENT])
             stand_ins[slug] = "shared"
-        found = content.images
+        found, sure = content.images, content.columns[AGREEMENT]
         if not len(found):
             found = data.verified(train[data.labels[train] == label])
+            sure = np.ones(len(found), np.float32)
             stand_ins[slug] = "real"
         if len(found):
             images.append(found)
             labels.append(np.full(len(found), label, dtype=np.int64))
+            sureness.append(sure)
     if all(stand_ins.get(slug) == "real" for slug in data.slugs):
         return SyntheticImages(np.zeros((0, *data.images.shape[1:]), np.uint8), np.zeros(0, np.int64)), stand_ins
-    return SyntheticImages(np.concatenate(images), np.concatenate(labels)), stand_ins
+    certain = np.concatenate(sureness) if policy.labels == "agreement" else None
+    return SyntheticImages(np.concatenate(images), np.concatenate(labels), certain), stand_ins

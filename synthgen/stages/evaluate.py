@@ -9,6 +9,7 @@ from synthgen.artifacts import atomic_folder, write_json
 from synthgen.classifier.arms import classical_arm
 from synthgen.classifier.job_cache import kept_predictions
 from synthgen.classifier.jobs import fold_jobs, run_jobs, worker_count
+from synthgen.classifier.pasted_pool import describe_regions
 from synthgen.dataset.predictions import save_predictions
 from synthgen.dataset.prepared import load_prepared
 from synthgen.stages.training_context import build_context
@@ -30,6 +31,7 @@ def run_evaluate(workspace: Workspace, arm_name: str, device: torch.device, n_wo
     data = load_prepared(workspace.prepared)
     context = build_context(workspace, data, [arm], {}, device=device, n_workers=workers)
     folds = workspace.plan.measured_folds
+    regions = describe_regions(arm, context, folds)
     jobs = [job for fold in folds for job in fold_jobs(data, arm, fold, section.repeats, section.crossfit)]
     with kept_predictions(workspace.root, arm_name) as scratch:
         predictions = run_jobs(jobs, context, n_workers=workers, description=f"evaluate {arm_name}", scratch=scratch)
@@ -41,7 +43,7 @@ def run_evaluate(workspace: Workspace, arm_name: str, device: torch.device, n_wo
                     "schema": SCHEMA,
                     "arm": arm_name,
                     "description": arm.description,
-                    "folds": {fold: {"arm": arm_name} for fold in folds},
+                    "folds": {fold: {"arm": arm_name, **regions.get(fold, {})} for fold in folds},
                     "repeats": section.repeats,
                 },
             )

@@ -76,7 +76,9 @@ def _empty_network(training: TrainingImages) -> SmallCnn:
     return SmallCnn(side, channels, len(training.data.slugs), WIDTH)
 
 
-def make_watch(training: TrainingImages, section: MonitorSection, seed: int, device: torch.device) -> Watch:
+def make_watch(
+    training: TrainingImages, section: MonitorSection, seed: int, device: torch.device, *, looks: bool = True
+) -> Watch:
     """Holds images out and trains the feature network on the others.
 
     Args:
@@ -84,10 +86,11 @@ def make_watch(training: TrainingImages, section: MonitorSection, seed: int, dev
         section: shares and steps; 0 steps, or one class alone, leave the network as it was drawn.
         seed: of the fold.
         device: to train on.
+        looks: False in a process that never looks through the network, which then stays untrained.
     """
     out = hold_out(training.labels, training.groups, section, numpy_generator(seed, "held out"))
     held_out = frozenset(sha for sha, is_out in zip(training.sha256, out, strict=True) if is_out)
-    if section.feature_steps == 0 or len(np.unique(training.labels)) < 2:
+    if not looks or section.feature_steps == 0 or len(np.unique(training.labels)) < 2:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derive_seed(seed, "features"))
             network = _empty_network(training)
@@ -99,7 +102,6 @@ def make_watch(training: TrainingImages, section: MonitorSection, seed: int, dev
         None,
         ClassifierSection(width=WIDTH, steps=section.feature_steps),
         n_classes=len(training.data.slugs),
-        share=0.0,
         real_share=0.0,
         mix_alpha=1.0,
         seed=derive_seed(seed, "features"),

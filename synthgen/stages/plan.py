@@ -12,12 +12,13 @@ from typing import Literal
 import numpy as np
 
 from synthgen.artifacts import atomic_file
-from synthgen.classifier.arms import challenge_arm, classical_arm
-from synthgen.config import Config, PlanSection
+from synthgen.classifier.arms import classical_arm, split_arm
+from synthgen.config import POLICIES, Config, PlanSection
 from synthgen.dataset.folds import KnownImage, format_folds, read_folds
 from synthgen.dataset.scarcity import nearest_name
 from synthgen.errors import ConfigError, PlanError
 from synthgen.records import FINAL, PLAN_COMMAND, ClassPlan, Plan, load_plan, save_plan
+from synthgen.stages.dvc_params import check_params_complete
 from synthgen.stages.survey import Survey, count_groups, count_images, scratch_folder, survey_source
 from synthgen.stages.workspace import Workspace
 from synthgen.versions import VERSIONS
@@ -39,6 +40,7 @@ def run_plan(workspace: Workspace, *, reassign: bool = False) -> Plan:
     """
     config = workspace.config
     check_arms(config)
+    check_params_complete(config, workspace.root)
     previous = {} if reassign else known_images(workspace)
     with scratch_folder(workspace.root) as scratch:
         survey = survey_source(config, workspace.root, previous, scratch)
@@ -60,9 +62,10 @@ def check_arms(config: Config) -> None:
     """
     for name in config.evaluate.arms:
         classical_arm(name)
+    policies = {**POLICIES, **config.challenge.policies}
     for name in config.challenge.arms:
-        arm = challenge_arm(name, classical_arm("classical"))
-        if arm.synthetic_pool == "shared" and config.plan.strategy == "scratch":
+        _, policy = split_arm(name, policies)
+        if policies[policy].pool == "shared" and config.plan.strategy == "scratch":
             raise ConfigError(
                 f"challenge.arms: {name} needs a shared GAN, which plan.strategy scratch has not; remove it"
             )

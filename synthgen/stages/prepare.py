@@ -1,21 +1,25 @@
 """`synthgen prepare`: data/prepared/, the one array and manifest that every later stage reads.
 
 Owns writing the folder (docs/schema.md) and the check that plan.yaml and folds.csv still fit the raw data. Refuses a
-plan that does not, naming what differs; writes all of the folder or nothing.
+plan that does not, naming what differs; writes all of the folder or nothing. The user's masks are written beside the
+images; they decide no label, no group and no fold.
 """
 
 import csv
-from pathlib import Path
+from collections import Counter
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from synthgen.artifacts import atomic_folder, canonical_json
+from synthgen.artifacts import atomic_folder, canonical_json, sha256_file
 from synthgen.config import Config
 from synthgen.dataset.folds import KnownImage, read_folds
+from synthgen.dataset.masks import FoundMasks, gather_masks
 from synthgen.dataset.prepared import PreparedData, save_manifest
-from synthgen.errors import PlanError
+from synthgen.dataset.raw import QuarantineRow
+from synthgen.errors import ConfigError, PlanError
 from synthgen.records import PLAN_COMMAND, ClassPlan, Plan
 from synthgen.stages.plan import build_plan, known_images
 from synthgen.stages.survey import Survey, count_groups, count_images, scratch_folder, survey_source
@@ -39,11 +43,47 @@ def run_prepare(workspace: Workspace) -> None:
     if not workspace.folds_file.exists():
         raise PlanError(f"{workspace.folds_file} is missing; run `{PLAN_COMMAND}` first")
     previous = known_images(workspace)
+    mask_folder = find_mask_folder(config, workspace.root)
     with scratch_folder(workspace.root) as scratch:
         survey = survey_source(config, workspace.root, previous, scratch)
         refuse_stale_plan(plan, build_plan(config.plan, survey), read_folds(workspace.folds_file), survey)
         with atomic_folder(workspace.prepared) as folder:
-            write_prepared(folder, survey, plan, config)
+            write_prepared(folder, survey, plan, config, mask_folder)
+
+
+def find_mask_folder(config: Config, root: Path) -> Path | None:
+    """Where `prepare.masks` lies, or None where it is not set.
+
+    Masks have to lie inside `source.path`: dvc.yaml watches that folder and no other, so that a mask that changed
+    elsewhere would change no result.
+
+    Raises:
+        ConfigError: it is no folder, lies elsewhere, would be read as a class, or the source has no image files.
+    """
+    if config.prepare.masks is None:
+        return None
+    masks, raw = PurePosixPath(config.prepare.masks), PurePosixPath(config.source.path)
+    said = f"prepare.masks {config.prepare.masks!r}"
+    if config.source.type not in {"imagefolder", "csv"}:
+        raise ConfigError(
+            f"{said}: masks belong to image files, not to source.type {config.source.type}; remove the setting, or use "
+            "imagefolder or csv"
+        )
+    if not masks.is_relative_to(raw) or masks == raw or ".." in masks.parts:
+        raise ConfigError(
+            f"{said} does not lie inside source.path {config.source.path!r}, the folder that `dvc repro` watches; move "
+            f"the masks to {(raw / '.masks').as_posix()}"
+        )
+    first = masks.relative_to(raw).parts[0]
+    if config.source.type == "imagefolder" and not first.startswith("."):
+        raise ConfigError(
+            f"{said} would be read as the class {first!r}; give the folder a name with a dot before it, as in "
+            f"{(raw / '.masks').as_posix()}"
+        )
+    folder = root / masks
+    if folder.is_symlink() or not folder.is_dir():
+        raise ConfigError(f"{said} is no folder; put the masks there or remove the setting")
+    return folder
 
 
 def refuse_stale_plan(plan: Plan, fitting: Plan, previous: dict[str, KnownImage], survey: Survey) -> None:
@@ -92,9 +132,18 @@ def _class_differences(slug: str, old: ClassPlan | None, new: ClassPlan | None) 
     return [f"class {slug}: {key} {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
 
 
-def write_prepared(folder: Path, survey: Survey, plan: Plan, config: Config) -> None:
-    """Writes images, manifest, quarantine list, summary and fold indexes into the empty `folder`."""
+def write_prepared(folder: Path, survey: Survey, plan: Plan, config: Config, mask_folder: Path | None = None) -> None:
+    """Writes images, masks, manifest, quarantine list, summary and fold indexes into the empty `folder`.
+
+    Args:
+        folder: to write to.
+        survey, plan, config: what is prepared, and how.
+        mask_folder: of the user's masks; None writes none.
+    Raises:
+        SourceError: `mask_folder` holds a mask for none of the images.
+    """
     scan, rows = survey.scan, survey.rows
+    found = None if mask_folder is None else _gather(survey, mask_folder, config)
     images = _copy_images(scan.images, rows, folder / "images.npy")
     names = survey.column(scan.class_names)
     slugs = [survey.slugs[name] for name in names]
@@ -118,11 +167,15 @@ def write_prepared(folder: Path, survey: Survey, plan: Plan, config: Config) -> 
             "mode": survey.column(scan.modes),
         },
     )
+    quarantine = survey.quarantine if found is None else _with_masks(survey.quarantine, found, config)
     with (folder / "quarantine.csv").open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["source", "reason", "detail"])
-        writer.writerows((row.source, row.reason, row.detail) for row in survey.quarantine)
-    (folder / "summary.json").write_text(canonical_json(summarise(survey, plan, config)), encoding="utf-8")
+        writer.writerows((row.source, row.reason, row.detail) for row in quarantine)
+    summary = {**summarise(survey, plan, config), "n_quarantined": len(quarantine)}
+    if found is not None:
+        summary["masks"] = _write_masks(folder / "masks.npy", found, slugs, images.shape[:3])
+    (folder / "summary.json").write_text(canonical_json(summary), encoding="utf-8")
     data = PreparedData(
         images=images,
         labels=labels,
@@ -148,6 +201,42 @@ def _copy_images(images: NDArray[np.uint8], rows: NDArray[np.int64], path: Path)
             stream.write(np.ascontiguousarray(images[rows[start : start + COPY_ROWS]]).data)
     written: NDArray[np.uint8] = np.load(path, mmap_mode="r")
     return written
+
+
+def _gather(survey: Survey, folder: Path, config: Config) -> FoundMasks:
+    scan = survey.scan
+    return gather_masks(
+        folder,
+        survey.column(scan.sources),
+        [(scan.widths[row], scan.heights[row]) for row in survey.rows],
+        config.prepare,
+        others=[*(set(scan.sources) - set(survey.column(scan.sources))), *(row.source for row in survey.quarantine)],
+    )
+
+
+def _with_masks(quarantine: list[QuarantineRow], found: FoundMasks, config: Config) -> list[QuarantineRow]:
+    """Masks that are not used join the list under names inside `source.path`; the mask folder itself leaves it."""
+    inside = PurePosixPath(str(config.prepare.masks)).relative_to(PurePosixPath(config.source.path))
+    aside = [QuarantineRow((inside / row.source).as_posix(), row.reason, row.detail) for row in found.quarantine]
+    kept = [row for row in quarantine if (row.source, row.reason) != (inside.parts[0], "hidden")]
+    return sorted([*kept, *aside])
+
+
+def _write_masks(path: Path, found: FoundMasks, slugs: list[str], shape: tuple[int, ...]) -> dict[str, Any]:
+    """Writes masks.npy, (N, H, W) bool; what summary.json says of it."""
+    header = {"descr": "|b1", "fortran_order": False, "shape": shape}
+    empty = np.zeros(shape[1:], dtype=np.bool_).tobytes()
+    with path.open("wb") as stream:
+        np.lib.format.write_array_header_1_0(stream, header)
+        for row in range(shape[0]):
+            stream.write(found.regions[row].pixels.tobytes() if row in found.regions else empty)
+    counts = Counter(slugs[row] for row in found.regions)
+    return {
+        "sha256": sha256_file(path),
+        "n_images": len(found.regions),
+        "n_quarantined": len(found.quarantine),
+        "classes": {slug: counts[slug] for slug in sorted(set(slugs))},
+    }
 
 
 def _write_index(folder: Path, data: PreparedData, fold: str) -> None:

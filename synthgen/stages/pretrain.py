@@ -13,6 +13,7 @@ from synthgen.config import BaseGanSection
 from synthgen.dataset.prepared import load_prepared
 from synthgen.errors import ConfigError, LeakError
 from synthgen.gan.checkpoint import load_gan
+from synthgen.gan.distributed import ALONE, Peers
 from synthgen.gan.state import remove_snapshots
 from synthgen.gan.training import train_gan
 from synthgen.seeding import derive_seed
@@ -21,8 +22,8 @@ from synthgen.stages.gan_watch import make_watch, save_watch
 from synthgen.stages.workspace import Workspace
 
 
-def run_pretrain(workspace: Workspace, fold: str, device: torch.device) -> None:
-    """Trains (or takes the pinned) shared GAN of `fold`.
+def run_pretrain(workspace: Workspace, fold: str, device: torch.device, peers: Peers = ALONE) -> None:
+    """Trains (or takes the pinned) shared GAN of `fold`, with `peers`, of which the first alone writes.
 
     Raises:
         ConfigError: a GAN without labels, or a pinned GAN that is not the one named or not for these classes.
@@ -31,7 +32,8 @@ def run_pretrain(workspace: Workspace, fold: str, device: torch.device) -> None:
     """
     section = workspace.config.pretrain
     if section.base and fold in section.base:
-        _take_base(workspace, fold, section.base[fold])
+        if peers.leads:
+            _take_base(workspace, fold, section.base[fold])
         return
     if section.network.conditioning == "none":
         raise ConfigError(
@@ -40,7 +42,7 @@ def run_pretrain(workspace: Workspace, fold: str, device: torch.device) -> None:
         )
     training = training_images(workspace, fold, workspace.plan.slugs)
     seed = derive_seed(workspace.config.seed, "pretrain", fold)
-    watch = make_watch(training, section.monitor, seed, device)
+    watch = make_watch(training, section.monitor, seed, device, looks=peers.leads)
     seen = watch.seen(training)
     slugs = training.data.slugs
     scratch = scratch_folder(
@@ -55,10 +57,13 @@ def run_pretrain(workspace: Workspace, fold: str, device: torch.device) -> None:
         kimg=section.kimg,
         seed=seed,
         device=device,
-        monitor=watch.monitor(training, section.monitor, seed, device, conditional=True),
+        monitor=watch.monitor(training, section.monitor, seed, device, conditional=True) if peers.leads else None,
         scratch=scratch,
         description=f"pretrain {fold}",
+        peers=peers,
     )
+    if not peers.leads:
+        return
     about = {"kind": "shared", "fold": fold, "slugs": slugs, "seed": seed, "kimg": section.kimg}
     write_run(workspace.shared_model(fold), run, about, training.sha256, bound(save_watch, watch=watch))
     remove_snapshots(scratch)

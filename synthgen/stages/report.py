@@ -16,7 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthgen.artifacts import atomic_file, read_json
-from synthgen.config import Config
+from synthgen.config import Config, MixingSection
 from synthgen.dataset.acceptance import Acceptance, read_acceptance
 from synthgen.dataset.prepared import PreparedData, load_prepared
 from synthgen.dataset.shards import count_rows, read_rows
@@ -89,7 +89,7 @@ def collect_content(workspace: Workspace) -> ReportContent:
         histories=histories,
         choices=_choices(record, gain),
         costs=cost_rows(config, plan, gain, histories, acceptance),
-        share=float(record.get("share", config.challenge.share)),
+        share=float(record.get("share", MixingSection().share)),
     )
 
 

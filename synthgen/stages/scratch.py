@@ -9,6 +9,7 @@ import logging
 import torch
 
 from synthgen.errors import DivergedError
+from synthgen.gan.distributed import ALONE, Peers
 from synthgen.gan.state import remove_snapshots
 from synthgen.gan.training import train_gan
 from synthgen.seeding import derive_seed
@@ -19,8 +20,8 @@ from synthgen.stages.workspace import Workspace
 logger = logging.getLogger(__name__)
 
 
-def run_scratch(workspace: Workspace, fold: str, slug: str, device: torch.device) -> None:
-    """Trains the GAN of `slug` in `fold` from nothing.
+def run_scratch(workspace: Workspace, fold: str, slug: str, device: torch.device, peers: Peers = ALONE) -> None:
+    """Trains the GAN of `slug` in `fold` from nothing, with `peers`, of which the first alone writes.
 
     Raises:
         TrainingError: see `train_gan`.
@@ -29,7 +30,7 @@ def run_scratch(workspace: Workspace, fold: str, slug: str, device: torch.device
     training = training_images(workspace, fold, [workspace.known_slug(slug)])
     seed = derive_seed(config.seed, "scratch", fold, slug)
     section = config.pretrain
-    watch = make_watch(training, section.monitor, seed, device)
+    watch = make_watch(training, section.monitor, seed, device, looks=peers.leads)
     seen = watch.seen(training)
     about = {
         "kind": "scratch",
@@ -53,13 +54,19 @@ def run_scratch(workspace: Workspace, fold: str, slug: str, device: torch.device
             device=device,
             monitor=watch.monitor(
                 training, section.monitor, seed, device, conditional=section.network.conditioning != "none"
-            ),
+            )
+            if peers.leads
+            else None,
             scratch=scratch,
             description=f"scratch {fold} {slug}",
+            peers=peers,
         )
     except DivergedError as error:
         logger.error("%s; class %s goes on without a generator", error, slug)
-        write_failure(folder, about, training.sha256, str(error))
+        if peers.leads:
+            write_failure(folder, about, training.sha256, str(error))
     else:
-        write_run(folder, run, about, training.sha256)
-    remove_snapshots(scratch)
+        if peers.leads:
+            write_run(folder, run, about, training.sha256)
+    if peers.leads:
+        remove_snapshots(scratch)

@@ -62,7 +62,6 @@ def run_synthesize(workspace: Workspace, fold: str, device: torch.device) -> Non
         None,
         config.classifier.model_copy(update={"network": SMALL, "steps": section.teacher_steps}),
         n_classes=len(data.slugs),
-        share=0.0,
         real_share=0.0,
         mix_alpha=1.0,
         seed=derive_seed(config.seed, "teacher", fold),

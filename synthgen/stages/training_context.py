@@ -1,15 +1,19 @@
 """What `evaluate`, `challenge` and `synthesize` share: the verified reals of a run and their rendered variants."""
 
+import math
 from pathlib import Path
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from synthgen.classifier.arms import ArmSpec
+from synthgen.classifier.arms import PASTING, ArmSpec
 from synthgen.classifier.jobs import TrainingContext, process_pool
 from synthgen.classifier.training import SyntheticImages
-from synthgen.dataset.prepared import PreparedData
+from synthgen.dataset.mixing import MixingPolicy
+from synthgen.dataset.pasted_pool import PasteRules
+from synthgen.dataset.pasting import PasteRanges
+from synthgen.dataset.prepared import PreparedData, pixel_sha256
 from synthgen.dataset.transforms import Policy, TransformBank, render_bank
 from synthgen.records import FINAL
 from synthgen.stages.workspace import Workspace
@@ -87,9 +91,47 @@ def build_context(
         banks=banks,
         synthetic=synthetic,
         section=config.classifier,
-        share=config.challenge.share,
         real_share=section.share,
         mix_alpha=section.mix_alpha,
         seed=config.seed,
         device=device,
+        paste=_paste_rules(workspace, data) if any(arm.real_pool in PASTING for arm in arms) else None,
     )
+
+
+def _paste_rules(workspace: Workspace, data: PreparedData) -> PasteRules:
+    scarce = tuple(data.slugs.index(slug) for slug in workspace.plan.scarce_slugs)
+    return PasteRules(PasteRanges.of(workspace.config.transforms), scarce)
+
+
+def render_synthetic(
+    workspace: Workspace, synthetic: SyntheticImages, policy: MixingPolicy, *, n_workers: int
+) -> SyntheticImages:
+    """The synthetic images as a training shows them: transformed variants where the policy wants them.
+
+    Args:
+        synthetic: as selected.
+        policy: `transforms` and how many are drawn.
+        n_workers: processes that render.
+    Returns:
+        every variant as an image of its own; as many of each as a training draws, so that none comes twice.
+    """
+    if policy.transforms == "none" or not len(synthetic.labels):
+        return synthetic
+    config = workspace.config
+    n_draws = policy.share() * config.classifier.steps * config.classifier.batch
+    n_each = max(1, math.ceil(n_draws / len(synthetic.labels)))
+    with process_pool(n_workers) as executor:
+        bank = render_bank(
+            synthetic.images,
+            [pixel_sha256(image) for image in synthetic.images],
+            np.full(len(synthetic.labels), n_each, dtype=np.int64),
+            "mild" if policy.transforms == "mild" else "classical",
+            config.transforms,
+            seed=config.seed,
+            cache=workspace.root / Path(BANK_FOLDER),
+            executor=executor,
+            n_chunks=4 * n_workers,
+        )
+    sureness = None if synthetic.sureness is None else np.repeat(synthetic.sureness, n_each)
+    return SyntheticImages(bank.images, np.repeat(synthetic.labels, n_each), sureness)

@@ -9,8 +9,14 @@ import torch
 from synthgen.classifier.job_records import TrainingContext
 from synthgen.classifier.training import SyntheticImages
 from synthgen.config import ClassifierSection
+from synthgen.dataset.mixing import MixingPolicy
 from synthgen.dataset.prepared import PreparedData, pixel_sha256
 from synthgen.dataset.transforms import TransformBank
+
+
+def mixing(share: float = 0.25, n_classes: int = 3, **changed: object) -> MixingPolicy:
+    """The default policy, `share` of every class, with some fields changed."""
+    return replace(MixingPolicy("synthetic", "default", (share,) * n_classes), **changed)
 
 
 @pytest.fixture
@@ -39,7 +45,6 @@ def job_context() -> TrainingContext:
         banks={"classical": bank, "mild": replace(bank)},
         synthetic={"f0": SyntheticImages(images[:6].copy(), labels[:6].copy())},
         section=ClassifierSection(width=4, steps=6, batch=8),
-        share=0.25,
         real_share=0.25,
         mix_alpha=0.3,
         seed=0,

@@ -5,16 +5,34 @@ import pytest
 import torch
 
 from synthgen.classifier import training
-from synthgen.classifier.arms import BEST_ARMS, CLASSICAL_ARMS, SYNTHETIC_ARMS, challenge_arm, classical_arm
-from synthgen.classifier.networks import build_classifier, count_parameters
+from synthgen.classifier.arms import CLASSICAL_ARMS, PASTING, ArmSpec, challenge_arm, classical_arm, split_arm
+from synthgen.classifier.losses import arm_loss
+from synthgen.classifier.networks import build_classifier, count_parameters, last_layer
 from synthgen.classifier.prediction import extract_features, predict_logits
-from synthgen.classifier.training import RealImages, SyntheticImages, class_prior, plan_draws, train_classifier
+from synthgen.classifier.training import (
+    Draws,
+    RealImages,
+    SyntheticImages,
+    build_targets,
+    class_prior,
+    plan_draws,
+    train_classifier,
+)
 from synthgen.config import ClassifierSection
 from synthgen.dataset.transforms import TransformBank
 from synthgen.errors import ConfigError, TrainingError
+from tests.classifier.conftest import mixing
 
 CPU = torch.device("cpu")
 SECTION = ClassifierSection(width=8, steps=150, batch=16, lr=5e-3)
+
+
+POLICIES = {
+    "synthetic": mixing(n_classes=4),
+    "scarce_half": mixing(shares=(0.0, 0.0, 0.0, 0.5)),
+    "falling": mixing(0.9, 4, schedule="falling"),
+    "reals_last": mixing(n_classes=4, schedule="reals_last", labels="agreement", loss_weight=0.5),
+}
 
 
 def _blobs(counts: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, np.ndarray]:
@@ -35,18 +53,17 @@ def _reals(counts: tuple[int, ...] = (30, 20, 10, 5)) -> RealImages:
 
 
 def _synthetic() -> SyntheticImages:
-    return SyntheticImages(*_blobs((8, 8, 8, 8), seed=1))
+    return SyntheticImages(*_blobs((8, 8, 8, 8), seed=1), np.linspace(0.5, 1.0, 32, dtype=np.float32))
 
 
 def _train(name: str, seed: int = 0, section: ClassifierSection = SECTION) -> torch.nn.Module:
-    arm = CLASSICAL_ARMS.get(name) or challenge_arm(name, classical_arm("classical"))
+    arm = CLASSICAL_ARMS.get(name) or challenge_arm(name, classical_arm("classical"), POLICIES[name.split("+")[1]])
     return train_classifier(
         arm,
         _reals(),
         _synthetic(),
         section,
         n_classes=4,
-        share=0.25,
         real_share=0.25,
         mix_alpha=0.3,
         seed=seed,
@@ -54,7 +71,11 @@ def _train(name: str, seed: int = 0, section: ClassifierSection = SECTION) -> to
     )
 
 
-@pytest.mark.parametrize("name", [*CLASSICAL_ARMS, *SYNTHETIC_ARMS, *BEST_ARMS])
+# Arms that paste get their composites ready-made: test_paste_arm.py trains them.
+ALONE = [name for name, arm in CLASSICAL_ARMS.items() if arm.real_pool not in PASTING]
+
+
+@pytest.mark.parametrize("name", [*ALONE, *(f"best+{policy}" for policy in POLICIES)])
 def test_every_arm_learns_the_corner(name: str) -> None:
     images, labels = _blobs((20, 20, 20, 20), seed=2)
     predicted = predict_logits(_train(name), images, CPU).argmax(axis=1)
@@ -96,55 +117,136 @@ def test_all_arms_start_from_the_same_weights(monkeypatch: pytest.MonkeyPatch) -
     assert all(torch.equal(seen[0], weights) for weights in seen)
 
 
+def _draws(arm: ArmSpec, real_share: float = 0.0, **changed: int) -> Draws:
+    section = SECTION.model_copy(update=changed)
+    return plan_draws(arm, _reals(), _synthetic(), section, real_share, seed=3)
+
+
+def _counts(draws: Draws, part: int) -> np.ndarray:
+    """(4,) share of each label among the draws from one source."""
+    found = np.bincount(draws.labels[draws.source == part], minlength=4)
+    return found / found.sum()
+
+
 def test_arms_with_the_same_sampling_draw_the_same_reals() -> None:
-    draws = {
-        name: plan_draws(CLASSICAL_ARMS[name], _reals(), None, SECTION, 0.25, 0.25, seed=3)[0]
-        for name in ("balanced", "classical", "mixup")
-    }
+    draws = {name: _draws(CLASSICAL_ARMS[name], 0.25) for name in ("balanced", "classical", "mixup")}
     np.testing.assert_array_equal(draws["balanced"].labels, draws["mixup"].labels)
     np.testing.assert_array_equal(draws["classical"].rows, draws["mixup"].rows)
     np.testing.assert_array_equal(draws["classical"].rows // 3, draws["balanced"].rows)
 
 
 def test_the_synthetic_share_is_kept_in_every_batch_and_balanced_over_classes() -> None:
-    arm = challenge_arm("best+synthetic", classical_arm("control"))
-    reals, pool, synthetic = plan_draws(arm, _reals(), _synthetic(), SECTION, 0.25, 0.25, seed=3)
-    assert (reals.rows.shape[1], pool.rows.shape[1], synthetic.rows.shape[1]) == (8, 4, 4)
-    counts = np.bincount(synthetic.labels.ravel(), minlength=4) / synthetic.labels.size
-    np.testing.assert_allclose(counts, 0.25, atol=0.08)
+    draws = _draws(challenge_arm("best+synthetic", classical_arm("control"), POLICIES["synthetic"]), 0.25)
+    of_sources = [(draws.source == part).sum(axis=1) for part in range(3)]
+    np.testing.assert_array_equal(of_sources, [[8] * 150, [4] * 150, [4] * 150])
+    np.testing.assert_allclose(_counts(draws, 2), 0.25, atol=0.08)
+    assert [part for part, _ in draws.rows_by_source(7)] == [0, 1, 2]
+    np.testing.assert_array_equal(np.concatenate([rows for _, rows in draws.rows_by_source(7)]), draws.rows[7])
 
 
 def test_origin_does_not_tell_the_label_in_a_balanced_arm() -> None:
     # every class has the same share of synthetic draws: knowing the origin says nothing about the label
-    arm = challenge_arm("best+synthetic", classical_arm("classical"))
-    section = SECTION.model_copy(update={"steps": 400})
-    reals, synthetic = plan_draws(arm, _reals(), _synthetic(), section, 0.25, 0.0, seed=3)
-    of_reals = np.bincount(reals.labels.ravel(), minlength=4) / reals.labels.size
-    of_synthetic = np.bincount(synthetic.labels.ravel(), minlength=4) / synthetic.labels.size
-    np.testing.assert_allclose(of_reals, of_synthetic, atol=0.03)
+    draws = _draws(challenge_arm("best+synthetic", classical_arm("classical"), POLICIES["synthetic"]), steps=400)
+    np.testing.assert_allclose(_counts(draws, 0), _counts(draws, 1), atol=0.03)
+
+
+def test_shares_by_class_are_kept_and_every_class_is_drawn_equally_often() -> None:
+    shares = np.array([0.1, 0.6, 0.0, 0.3])
+    arm = challenge_arm("best+x", classical_arm("classical"), mixing(shares=tuple(shares)))
+    draws = _draws(arm, steps=2000)
+    np.testing.assert_allclose(np.bincount(draws.labels.ravel()) / draws.labels.size, 0.25, atol=0.01)
+    of_class = [np.mean(draws.source[draws.labels == k]) for k in range(4)]
+    np.testing.assert_allclose(of_class, shares, atol=0.02)
+
+
+@pytest.mark.parametrize(("schedule", "mean"), [("constant", 0.5), ("falling", 0.25), ("reals_last", 0.4)])
+def test_a_schedule_changes_the_share_over_a_training_and_the_length_of_no_batch(schedule: str, mean: float) -> None:
+    arm = challenge_arm("best+x", classical_arm("classical"), mixing(0.5, 4, schedule=schedule))
+    draws = _draws(arm, steps=200)
+    n_synthetic = draws.source.sum(axis=1)
+    assert draws.rows.shape == (200, 16)
+    assert n_synthetic.mean() / 16 == pytest.approx(mean, abs=0.01)
+    assert (np.diff(n_synthetic) <= 0).all()
+    if schedule != "constant":
+        assert n_synthetic[-1] == 0
+    uneven = challenge_arm("best+y", classical_arm("classical"), mixing(shares=(0.9, 0.0, 0.5, 0.0), schedule=schedule))
+    np.testing.assert_allclose(np.bincount(_draws(uneven, steps=500).labels.ravel()) / 8000, 0.25, atol=0.02)
+
+
+def test_weights_and_sureness_stand_in_the_targets() -> None:
+    arm = challenge_arm("best+x", classical_arm("classical"), mixing(n_classes=4, loss_weight=0.5, labels="agreement"))
+    draws = _draws(arm)
+    targets = build_targets(draws, 4)
+    is_synthetic = draws.source == 1
+    np.testing.assert_allclose(targets.sum(axis=2), np.where(is_synthetic, 0.5, 1.0), rtol=1e-6)
+    own = np.take_along_axis(targets, draws.labels[..., None], axis=2)[..., 0]
+    np.testing.assert_allclose(own[~is_synthetic], 1.0)
+    np.testing.assert_allclose(own[is_synthetic], 0.5 * _synthetic().sureness[draws.rows[is_synthetic]], rtol=1e-6)
+    plain = _draws(challenge_arm("best+y", classical_arm("classical"), POLICIES["synthetic"]))
+    assert build_targets(plain, 4) is plain.labels
+
+
+def test_a_retrained_head_is_fitted_on_frozen_features_with_balanced_draws(monkeypatch: pytest.MonkeyPatch) -> None:
+    section = SECTION.model_copy(update={"steps": 100})
+    arm = CLASSICAL_ARMS["decoupled"]
+    labels = plan_draws(arm, _reals(), None, section, 0.0, seed=3).labels
+    natural, balanced = labels[:80], labels[80:]
+    np.testing.assert_allclose(np.bincount(natural.ravel()) / natural.size, np.array([30, 20, 10, 5]) / 65, atol=0.02)
+    np.testing.assert_allclose(np.bincount(balanced.ravel()) / balanced.size, 0.25, atol=0.01)
+
+    kept: list[dict[str, torch.Tensor]] = []
+
+    def spy(network: torch.nn.Module, n_classes: int) -> torch.nn.Linear:
+        kept.append({name: value.clone() for name, value in network.state_dict().items()})
+        return last_layer(network, n_classes)
+
+    monkeypatch.setattr(training, "last_layer", spy)
+    trained = _train("decoupled", section=section).state_dict()
+    (before,) = kept
+    moved = {name for name, value in trained.items() if not torch.equal(value, before[name])}
+    assert moved == {"head.weight", "head.bias"}
+
+
+def test_a_network_without_a_linear_last_layer_cannot_be_decoupled() -> None:
+    with pytest.raises(ConfigError, match="arm decoupled needs a network"):
+        last_layer(build_classifier("squeezenet1_0", 64, 1, 5, 8), 5)
+    assert last_layer(build_classifier("resnet18", 32, 1, 5, 8), 5).in_features == 512
 
 
 def test_an_empty_synthetic_pool_is_refused() -> None:
     empty = SyntheticImages(np.zeros((0, 8, 8, 1), np.uint8), np.zeros(0, np.int64))
+    arm = challenge_arm("balanced+synthetic", classical_arm("balanced"), POLICIES["synthetic"])
     with pytest.raises(TrainingError, match=r"acceptance\.json"):
-        plan_draws(SYNTHETIC_ARMS["synthetic"], _reals(), empty, SECTION, 0.25, 0.0, seed=0)
+        plan_draws(arm, _reals(), empty, SECTION, 0.0, seed=0)
+
+
+def test_a_batch_without_a_real_image_is_refused() -> None:
+    arm = challenge_arm("balanced+x", classical_arm("control"), mixing(0.7, 4))
+    with pytest.raises(TrainingError, match=r"shares 0\.7 and 0\.3"):
+        _draws(arm, 0.3)
 
 
 def test_prior_is_the_share_of_draws() -> None:
-    np.testing.assert_allclose(class_prior(np.array([[0, 0, 1], [0, 2, 2]]), 3), [3 / 6, 1 / 6, 2 / 6])
-    assert class_prior(np.array([[0]]), 2).min() > 0.0
+    def prior(rows: list[list[int]], n: int, weights: list[list[float]] | None = None) -> np.ndarray:
+        labels = np.array(rows)
+        weighed = None if weights is None else np.array(weights, dtype=np.float32)
+        return class_prior(Draws([], np.zeros_like(labels), labels, labels, weighed), n)
+
+    np.testing.assert_allclose(prior([[0, 0, 1], [0, 2, 2]], 3), [3 / 6, 1 / 6, 2 / 6])
+    np.testing.assert_allclose(prior([[0, 1], [0, 1]], 2, [[1.0, 0.5], [1.0, 0.5]]), [2 / 3, 1 / 3])
+    assert prior([[0]], 2).min() > 0.0
 
 
 def test_logit_adjusted_and_weighted_losses_are_their_formulas() -> None:
     generator = torch.Generator().manual_seed(0)
     logits, targets = torch.randn(6, 3, generator=generator), torch.tensor([0, 0, 0, 1, 2, 1])
     prior = torch.tensor([0.7, 0.2, 0.1])
-    adjusted = training._loss(CLASSICAL_ARMS["logit_adjusted"], logits, targets, prior, 0.0)
+    adjusted = arm_loss(CLASSICAL_ARMS["logit_adjusted"], logits, targets, prior, 0.0)
     # Menon et al. 2021, eq. 10, tau = 1
     z = logits + prior.log()
     expected = (torch.logsumexp(z, dim=1) - z[torch.arange(6), targets]).mean()
     assert adjusted.item() == pytest.approx(expected.item(), rel=1e-6)
-    weighted = training._loss(CLASSICAL_ARMS["weighted"], logits, targets, prior, 0.0)
+    weighted = arm_loss(CLASSICAL_ARMS["weighted"], logits, targets, prior, 0.0)
     w = 1.0 / prior[targets]
     nll = torch.logsumexp(logits, dim=1) - logits[torch.arange(6), targets]
     assert weighted.item() == pytest.approx(((w * nll).sum() / w.sum()).item(), rel=1e-6)
@@ -153,8 +255,10 @@ def test_logit_adjusted_and_weighted_losses_are_their_formulas() -> None:
 def test_unknown_arms_and_networks_are_refused_by_name() -> None:
     with pytest.raises(ConfigError, match="classical"):
         classical_arm("clasical")
-    with pytest.raises(ConfigError, match="best"):
-        challenge_arm("bestest", None)
+    for name in ("bestest", "best+synthetik", "clasical+synthetic", "best", "best+synthetic+shared"):
+        with pytest.raises(ConfigError, match="a policy one of shared, synthetic"):
+            split_arm(name, ["synthetic", "shared"])
+    assert split_arm("best+shared", ["shared"]) == ("best", "shared")
     with pytest.raises(ConfigError, match="small_cnn"):
         build_classifier("resnet1800", 8, 1, 2, 8)
     with pytest.raises(ConfigError, match="timm"):

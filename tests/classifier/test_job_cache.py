@@ -15,8 +15,9 @@ from synthgen.classifier.training import SyntheticImages
 from synthgen.dataset.predictions import save_predictions
 from synthgen.dataset.transforms import TransformBank
 from synthgen.versions import VERSIONS
+from tests.classifier.conftest import mixing
 
-ARM = challenge_arm("best+synthetic", CLASSICAL_ARMS["control"])
+ARM = challenge_arm("best+synthetic", CLASSICAL_ARMS["control"], mixing())
 
 
 class Killed(BaseException):
@@ -121,7 +122,6 @@ def _other_pool(context: TrainingContext) -> TrainingContext:
 
 CHANGES: dict[str, Callable[[TrainingContext], TrainingContext]] = {
     "section": lambda c: replace(c, section=c.section.model_copy(update={"lr": 1e-3})),
-    "share": lambda c: replace(c, share=0.5),
     "real share": lambda c: replace(c, real_share=0.5),
     "mix": lambda c: replace(c, mix_alpha=0.7),
     "seed": lambda c: replace(c, seed=1),
@@ -146,6 +146,7 @@ def test_arms_seeds_rows_and_versions_change_the_digest(
     (job,) = fold_jobs(job_context.data, ARM, "f0", 1, crossfit=False)
     others = [
         replace(job, arm=replace(ARM, loss="weighted")),
+        replace(job, arm=replace(ARM, mixing=mixing(0.5))),
         replace(job, fold="f1"),
         replace(job, stream="repeat 1"),
         replace(job, repeat=1),

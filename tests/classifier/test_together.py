@@ -11,13 +11,15 @@ from torch.nn import functional
 from synthgen.classifier import jobs, together
 from synthgen.classifier.arms import CLASSICAL_ARMS, ArmSpec, challenge_arm
 from synthgen.classifier.job_records import TrainingContext
+from synthgen.classifier.losses import stacked_loss
 from synthgen.classifier.networks import SmallCnn
 from synthgen.classifier.prediction import predict_logits
-from synthgen.classifier.together import Member, StackedCnn, bytes_of_one, stacked_loss, train_together
+from synthgen.classifier.together import Member, StackedCnn, bytes_of_one, train_together
 from synthgen.classifier.training import RealImages, SyntheticImages, train_classifier
 from synthgen.config import ClassifierSection
 from synthgen.dataset.transforms import TransformBank
 from synthgen.errors import TrainingError
+from tests.classifier.conftest import mixing
 
 CPU = torch.device("cpu")
 SECTION = ClassifierSection(width=6, steps=12, batch=12, lr=3e-3, label_smoothing=0.05)
@@ -29,20 +31,29 @@ def _member(seed: int, n: int) -> Member:
     images = rng.integers(0, 256, (n, 8, 8, 1), dtype=np.uint8)
     bank = TransformBank(rng.integers(0, 256, (2 * n, 8, 8, 1), dtype=np.uint8), np.arange(0, 2 * n + 1, 2))
     labels = np.arange(n) % N_CLASSES
-    pool = SyntheticImages(rng.integers(0, 256, (9, 8, 8, 1), dtype=np.uint8), np.arange(9) % N_CLASSES)
+    made = rng.integers(0, 256, (9, 8, 8, 1), dtype=np.uint8)
+    pool = SyntheticImages(made, np.arange(9) % N_CLASSES, rng.random(9, dtype=np.float32))
     return Member(RealImages(images, labels, np.arange(n), transforms=bank, mild=bank), pool, seed)
 
 
 def _arms() -> list[ArmSpec]:
     chosen = [CLASSICAL_ARMS[name] for name in ("real", "weighted", "logit_adjusted", "mixup", "cutmix", "mixed")]
     odd = replace(CLASSICAL_ARMS["weighted"], name="weighted+mixed", mix="either")
-    return [*chosen, CLASSICAL_ARMS["control"], challenge_arm("best+synthetic", CLASSICAL_ARMS["duplicate"]), odd]
+    policies = {
+        "synthetic": mixing(),
+        "falling": mixing(0.4, schedule="falling"),
+        "light": mixing(loss_weight=0.3, labels="agreement"),
+        "uneven": mixing(shares=(0.5, 0.0, 0.1), loss_weight=0.5),
+    }
+    bases = {"synthetic": "duplicate", "falling": "mixup", "light": "mixed", "uneven": "weighted"}
+    made = [challenge_arm(f"best+{name}", CLASSICAL_ARMS[bases[name]], policy) for name, policy in policies.items()]
+    return [*chosen, CLASSICAL_ARMS["control"], *made, odd]
 
 
 @pytest.mark.parametrize("arm", _arms(), ids=lambda arm: arm.name)
 def test_trainings_together_are_those_one_by_one(arm: ArmSpec) -> None:
     members = [_member(seed, 20 + seed) for seed in range(3)]
-    settings = {"n_classes": N_CLASSES, "share": 0.25, "real_share": 0.25, "mix_alpha": 0.4, "device": CPU}
+    settings = {"n_classes": N_CLASSES, "real_share": 0.25, "mix_alpha": 0.4, "device": CPU}
     shown = np.random.default_rng(9).integers(0, 256, (20, 8, 8, 1), dtype=np.uint8)
     before = torch.get_rng_state()
     networks = train_together(arm, members, SECTION, **settings)
@@ -61,7 +72,7 @@ def test_a_member_draws_the_same_from_images_that_hold_more() -> None:
     member = _member(0, 21)
     more = np.concatenate([member.reals.images[::-1], member.reals.images])
     wide = replace(member, reals=replace(member.reals, images=more, image_rows=np.arange(21, 42)))
-    settings = {"n_classes": N_CLASSES, "share": 0.0, "real_share": 0.0, "mix_alpha": 1.0, "device": CPU}
+    settings = {"n_classes": N_CLASSES, "real_share": 0.0, "mix_alpha": 1.0, "device": CPU}
     one, other = (train_together(CLASSICAL_ARMS["real"], [m], SECTION, **settings)[0] for m in (member, wide))
     assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
 
@@ -82,6 +93,20 @@ def test_the_stacked_loss_is_torchs_of_each(name: str, mixed: bool) -> None:
         weight = 1.0 / (prior[k] * N_CLASSES) if name == "weighted" else None
         expected = functional.cross_entropy(shifted, targets[k], weight=weight, label_smoothing=0.1)
         assert found[k].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["real", "logit_adjusted"])
+def test_a_target_of_half_the_sum_counts_half(name: str) -> None:
+    # the weighted mean of each image's own cross-entropy, written plainly
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(1, 5, N_CLASSES, generator=generator)
+    targets = torch.rand(1, 5, N_CLASSES, generator=generator).softmax(dim=2)
+    weights = torch.tensor([1.0, 0.5, 1.0, 0.25, 1.0])
+    prior = torch.tensor([[0.5, 0.3, 0.2]])
+    found = stacked_loss(CLASSICAL_ARMS[name], logits, targets * weights[None, :, None], prior, 0.1)
+    shifted = logits[0] + prior[0].log() if name == "logit_adjusted" else logits[0]
+    each = functional.cross_entropy(shifted, targets[0], label_smoothing=0.1, reduction="none")
+    assert found.item() == pytest.approx(((each * weights).sum() / weights.sum()).item(), rel=1e-5)
 
 
 def test_stacking_keeps_every_network_and_hands_it_back() -> None:
@@ -105,7 +130,6 @@ def test_a_loss_that_is_not_finite_is_refused() -> None:
             [_member(0, 12), _member(1, 12)],
             section,
             n_classes=N_CLASSES,
-            share=0.0,
             real_share=0.0,
             mix_alpha=1.0,
             device=CPU,

@@ -88,3 +88,20 @@ def test_mild_moves_pixels_less_than_classical() -> None:
         for policy in ("classical", "mild")
     }
     assert change["mild"] < 0.75 * change["classical"]
+
+
+@pytest.mark.parametrize(("policy", "factor"), [("mild", 0.5), ("classical", 1.0), ("strong", 1.6)])
+def test_amplitudes_follow_the_strength_of_the_policy(policy: Policy, factor: float) -> None:
+    # nothing but shifts: how far a dot in the middle goes
+    section = TransformsSection(rotate=0.0, scale=0.0, shift=0.2, shear=0.0, brightness=0.0)
+    transform = build_transform(policy, section)
+    image = np.zeros((41, 41, 1), np.uint8)
+    image[20, 20] = 255
+    spots = [np.array(np.unravel_index(transform(image, seed)[..., 0].argmax(), (41, 41))) for seed in range(150)]
+    furthest = np.abs(np.array(spots) - 20).max()
+    assert 0.85 * factor * 0.2 * 41 <= furthest <= factor * 0.2 * 41 + 1
+
+
+def test_the_largest_amplitudes_stay_possible_when_strengthened() -> None:
+    section = TransformsSection(rotate=180.0, scale=0.9, shift=0.9, shear=45.0, brightness=1.0)
+    assert build_transform("strong", section)(_image(), 1).shape == (16, 16, 1)

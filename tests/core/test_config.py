@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from synthgen.config import Config, load_config, parse_config, read_yaml
+from synthgen.config import POLICIES, Config, load_config, parse_config, read_yaml
 from synthgen.errors import ConfigError
 
 MINIMAL = {"source": {"type": "digits"}, "evaluate": {"arms": ["balanced"]}, "challenge": {"arms": ["best+synthetic"]}}
@@ -27,7 +27,9 @@ def test_the_repositorys_own_params_are_valid() -> None:
 
 def test_defaults_hold_the_lesson_of_the_experiments() -> None:
     config = parse_config(MINIMAL)
-    assert config.challenge.share == 0.25
+    # synthetic images of all classes at one rate, few, not transformed again (EXPERIMENTS, 1)
+    policy = POLICIES["synthetic"]
+    assert (policy.share, policy.classes, policy.transforms, policy.shares) == (0.25, "all", "none", {})
     assert config.plan.folds == 5
 
 
@@ -41,7 +43,8 @@ def test_defaults_hold_the_lesson_of_the_experiments() -> None:
         ({"seed": True}, r"seed: .*got 'True'"),
         ({"seed": -1}, r"seed: .*greater than or equal to 0.*got '-1'"),
         ({"prepare": {"image_size": 48}}, r"prepare\.image_size: .*8, 16, 28, 32, 64 or 128.*got '48'"),
-        ({"challenge": {"arms": ["best+synthetic"], "share": 1.0}}, r"challenge\.share: .*less than 1"),
+        ({"challenge": {"arms": ["best+x"], "policies": {"x": {"share": 1.0}}}}, r"policies\.x\.share: .*less than 1"),
+        ({"challenge": {"arms": ["best+x"], "policies": {"../x": {}}}}, r"challenge\.policies\.\.\./x"),
         ({"evaluate": {"arms": ["balanced"], "repeats": 1}}, r"evaluate\.repeats: "),
         ({"source": {"type": "imagefolders"}}, r"source\.type: "),
     ],

@@ -14,19 +14,11 @@ import pytest
 from benchmarks.toy_project import ToyProject, dvc, git, make_toy, quiet_environment
 from pipelines import dvc as dvc_commands
 from pipelines.checkout import isolated_checkout
-from pipelines.cluster import order_for, shared_base, take_in, task_runner, travels
-from pipelines.cluster_worker import (
-    Order,
-    WorkerError,
-    carry_out,
-    free_gpu,
-    gpu_of_slot,
-    take_slot,
-    visible_gpus,
-    workers_folder,
-)
+from pipelines.cluster import order_for, shared_base, task_runner, travels
+from pipelines.cluster_worker import Order, carry_out, repro_pulling
 from pipelines.dvc import CommandError, PipelineError
 from pipelines.remotes import PullError
+from pipelines.worker_slots import WorkerError, free_gpu, gpu_of_slot, take_slot, visible_gpus, workers_folder
 
 ORDER = Order("adapt@f0-crack", "/srv/origin.git", "0" * 40, "", "store", "/srv/store")
 
@@ -70,7 +62,7 @@ def test_a_slot_is_held_by_one_and_freed_by_a_kill(tmp_path):
     with take_slot(tmp_path) as first, take_slot(tmp_path) as second:
         assert [first.name, second.name] == ["slot-0", "slot-1"]
     hold = (
-        "import os, signal, sys\nfrom pathlib import Path\nfrom pipelines.cluster_worker import take_slot\n"
+        "import os, signal, sys\nfrom pathlib import Path\nfrom pipelines.worker_slots import take_slot\n"
         "with take_slot(Path(sys.argv[1])) as slot:\n    print(slot.name, flush=True)\n    sys.stdin.read()\n"
     )
     command = [sys.executable, "-c", hold, str(tmp_path)]
@@ -176,7 +168,7 @@ def test_results_travel_by_the_run_cache_alone(toy, tmp_path):
         carry_out(order, lines.append, 60, machine_b)
         assert any("is cached - skipping run" in line for line in lines)
         # And so does the coordinator, which writes dvc.lock.
-        take_in(project, ["adapt@f0-crack"], 60, lambda _line: None)
+        repro_pulling(project, ["adapt@f0-crack"], 60, lambda _line: None)
         assert "adapt@f0-crack" in (project / "dvc.lock").read_text()
         assert (project / "models/f0/crack.txt").read_text() == "adapt@f0-crack of crack 0\n"
     assert toy.finished() == ["prepare", "adapt@f0-crack"]
@@ -216,7 +208,7 @@ def test_two_workers_publish_what_one_machine_would(runner, tmp_path, server, mo
         "CUDA_VISIBLE_DEVICES": "6,7",
         "GIT_CONFIG_GLOBAL": os.devnull,
     }
-    command = [sys.executable, "-m", "pipelines.cluster", "--project", str(toy.person), "--runner", runner]
+    command = [sys.executable, "-m", "pipelines.flows", "--project", str(toy.person), "--publish", "--runner", runner]
 
     def spread(*more: str) -> None:
         done = subprocess.run(

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-pytestmark = [pytest.mark.server, pytest.mark.timeout(600)]
+pytestmark = [pytest.mark.server, pytest.mark.timeout(1500)]
 
 
 def stamps(folder: Path) -> list[list]:
@@ -19,6 +19,19 @@ def stamps(folder: Path) -> list[list]:
 def on(server):
     """The environment of a flow that talks to the test's own server."""
     return {name: value for name, value in server.environment.items() if name.startswith("PREFECT_")}
+
+
+def next_turn(toy, environment):
+    """A flow after one that could not say that it ended, and so holds its turn until its lease of 60 s is over."""
+    for _ in range(12):
+        done = toy.flow(**environment)
+        if done.returncode == 0:
+            break
+        error = done.stderr[done.stderr.rindex("error: ") :]
+        assert error.startswith("error: another run"), done.stderr
+        assert "Traceback" not in error
+        time.sleep(10)
+    return done
 
 
 def test_flow_then_repro_then_flow(toy, server):
@@ -84,7 +97,7 @@ def test_what_stays_dirty_fails_the_flow_by_name(toy, server):
 def test_a_killed_flow_leaves_no_stage_and_the_next_goes_on(toy, server, wait_until, is_running, ending):
     toy.set_seconds(200)
     with toy.start_flow(**on(server)) as flow:
-        running = [toy.pid_of("crack.txt"), toy.pid_of("fray.txt")]
+        running = [toy.pid_of(name, 240) for name in ("crack.txt", "fray.txt")]
         assert all(is_running(pid) for pid in running)
         os.kill(flow.pid, ending)
         started = time.monotonic()
@@ -92,7 +105,7 @@ def test_a_killed_flow_leaves_no_stage_and_the_next_goes_on(toy, server, wait_un
         assert flow.wait(60) != 0
         assert time.monotonic() - started < 60
     toy.set_seconds(0)
-    done = toy.flow(**on(server))
+    done = next_turn(toy, on(server)) if ending == signal.SIGKILL else toy.flow(**on(server))
     assert done.returncode == 0, done.stderr
     assert toy.dvc("status", "--json").strip() == "{}"
 
@@ -100,14 +113,14 @@ def test_a_killed_flow_leaves_no_stage_and_the_next_goes_on(toy, server, wait_un
 def test_without_a_server_a_temporary_one_serves_and_dies_with_the_flow(toy, wait_until, is_running):
     toy.set_seconds(200)
     with toy.start_flow() as flow:
-        stage = toy.pid_of("crack.txt", 180)
+        stage = toy.pid_of("crack.txt", 300)
         ours = str(toy.folder.parent).encode()
         servers = [pid for pid in processes() if b"uvicorn" in command(pid) and ours in home(pid)]
         assert len(servers) == 1
         flow.kill()
         wait_until(lambda: not any(is_running(pid) for pid in [stage, *servers]), 15, "everything's end")
     toy.set_seconds(0)
-    done = toy.flow()
+    done = next_turn(toy, {})
     assert done.returncode == 0, done.stdout + done.stderr
     assert toy.dvc("status", "--json").strip() == "{}"
 

@@ -4,14 +4,17 @@ import json
 import shutil
 import subprocess
 import sys
+import tomllib
+from importlib.metadata import entry_points
 from pathlib import Path
 
 import pytest
 
-from pipelines import promotion
+from pipelines import commands, promotion
 from pipelines.gate import Keep
 from pipelines.git import Author, GitError, git, push, write_tag
 from pipelines.promotion import PromotionError, current, history, promote, roll_back
+from synthgen.other_commands import GROUP
 
 AUTHOR = ("-c", "user.name=a", "-c", "user.email=a@example.org")
 CANARY = "s3cr3t-canary"
@@ -197,3 +200,38 @@ def test_no_password_in_an_error(project):
     with pytest.raises(GitError) as caught:
         promote(project, "v0.1.0")
     assert CANARY not in str(caught.value)
+
+
+def synthgen(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).parent / "synthgen"), *arguments]
+    return subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=120, check=False)
+
+
+@pytest.mark.skipif(
+    not entry_points(group=GROUP, name="promote"), reason="entry points are not installed: pip install -e ."
+)
+def test_the_verbs_of_synthgens_own_command_line(project):
+    told = synthgen(project, "--help").stdout
+    assert all(f" {verb} " in told for verb in ("promote", "promoted", "rollback", "export"))
+    assert synthgen(project, "promote", "v0.1.0").returncode == 0
+    kept = synthgen(project, "promote", "v0.1.1")
+    assert (kept.returncode, kept.stdout) == (3, "")
+    assert "v0.1.1 stays unpromoted: no scarce class" in kept.stderr
+    forced = synthgen(project, "promote", "v0.1.1", "--force", "a demo -- for $(touch x)", "--who", "Bob")
+    assert "override  by Bob: a demo -- for $(touch x) (the gate:" in forced.stdout
+    assert "prod: v0.1.1\n" in synthgen(project, "promoted").stdout
+    assert "augmented#prod#3  v0.1.0  rollback" in synthgen(project, "rollback").stdout
+    assert current(project).number == 3
+    wrong = synthgen(project, "promote", "--nonsense")
+    assert wrong.returncode == 2
+    assert wrong.stderr.startswith("usage: synthgen promote ")
+
+
+def test_each_registered_verb_is_a_function_of_this_package_with_a_line_of_help():
+    written = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text())["project"]["entry-points"][
+        GROUP
+    ]
+    assert set(written) == set(commands.__all__)
+    for verb, place in written.items():
+        assert place == f"pipelines.commands:{verb}"
+        assert getattr(commands, verb).__doc__

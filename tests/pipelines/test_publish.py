@@ -170,6 +170,22 @@ def test_first_version_says_how_it_was_made_and_a_second_clone_has_it_all(root):
     assert isinstance(promote(root / "person", "v0.1.0"), Promotion)
 
 
+@pytest.mark.parametrize("how", [(), ("--run-cache",)], ids=["pull", "pull --run-cache"])
+def test_in_a_clone_with_nothing_but_the_remotes_repro_runs_nothing(root, how):
+    # dvc.lock is published and all its data are: the run cache is not needed for that
+    git(root, "clone", "--quiet", "origin.git", "reader")
+    reader = root / "reader"
+    run_dvc(reader, "remote", "modify", "--local", "store", "url", str(root / "store"))
+    run_dvc(reader, "pull", "--quiet", *how)
+    (reader / "step.py").write_text((reader / "step.py").read_text())  # a new time, the same bytes
+    lines: list[str] = []
+    repro(reader, None, lines.append)
+    assert "Stage 'pretrain' didn't change, skipping" in lines
+    assert not any("Running" in line for line in lines)
+    assert git(reader, "status", "--porcelain") == ""
+    assert not (root / "store" / "runs").exists()
+
+
 def test_nothing_new_is_no_version(root):
     before = state(root)
     with isolated_checkout(root / "person") as checkout:

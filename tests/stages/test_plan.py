@@ -39,7 +39,7 @@ def project(root, counts, *, split=None, source=None, **plan):
         "plan": {"folds": 4, **plan},
         "prepare": {"image_size": 16, "channels": 1},
         "evaluate": {"arms": ["real"]},
-        "challenge": {"arms": ["synthetic"]},
+        "challenge": {"arms": ["balanced+synthetic"]},
     }
     with (root / "params.yaml").open("w", encoding="utf-8") as stream:
         YAML().dump(params, stream)
@@ -83,8 +83,8 @@ def test_what_each_strategy_trains(tmp_path, strategy, pretrain, adapt, scratch)
     ("old", "new", "match"),
     [
         ("- real", "- reel", r"evaluate\.arms: 'reel'"),
-        ("- synthetic", "- best+synthetik", r"challenge\.arms: 'best\+synthetik'"),
-        ("- synthetic", "- best+shared", "scratch has not"),
+        ("- balanced+synthetic", "- best+synthetik", r"challenge\.arms: 'best\+synthetik'"),
+        ("- balanced+synthetic", "- best+shared", "scratch has not"),
     ],
 )
 def test_arms_that_cannot_run_are_refused_before_anything_is_trained(tmp_path, old, new, match):

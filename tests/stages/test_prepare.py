@@ -41,7 +41,7 @@ def project(root, counts, *, split="", folds=5, source=None):
         "plan": {"folds": folds},
         "prepare": {"image_size": 16, "channels": 1},
         "evaluate": {"arms": ["real"]},
-        "challenge": {"arms": ["synthetic"]},
+        "challenge": {"arms": ["balanced+synthetic"]},
     }
     with (root / "params.yaml").open("w", encoding="utf-8") as stream:
         YAML().dump(params, stream)
@@ -229,7 +229,7 @@ def test_the_embedded_digits(tmp_path):
         "source": {"type": "digits", "simulate_scarcity": {"keep": {"3": 15, "8": 15}}},
         "prepare": {"image_size": 8, "channels": 1},
         "evaluate": {"arms": ["real"]},
-        "challenge": {"arms": ["synthetic"]},
+        "challenge": {"arms": ["balanced+synthetic"]},
     }
     with (tmp_path / "params.yaml").open("w", encoding="utf-8") as stream:
         YAML().dump(params, stream)

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from synthgen.artifacts import read_json
+from synthgen.dataset.mixing import MixingPolicy
 from synthgen.dataset.predictions import load_predictions
 from synthgen.dataset.prepared import load_prepared
 from synthgen.dataset.shards import SyntheticRows, read_images, write_synthetic_shard
@@ -39,7 +40,10 @@ adapt: {kimg: 0.3}
 scratch: {kimg: 0.3}
 synthesize: {min_agreement: 0.0, teacher_steps: 30, batch: 16}
 evaluate: {arms: [balanced, classical], repeats: 2, crossfit: true}
-challenge: {arms: [best+synthetic, best+shared]}
+challenge:
+  arms: [best+synthetic, best+shared, classical+unwise]
+  policies:
+    unwise: {classes: scarce, share: 0.5, transforms: mild, labels: agreement, loss_weight: 0.5, schedule: falling}
 """
 
 
@@ -140,6 +144,17 @@ def test_the_challenger_builds_on_the_arm_chosen_in_each_fold(finished: Workspac
     assert all(set(folds[fold]["scores"]) == {"balanced", "classical"} for fold in folds)
 
 
+def test_an_arm_says_by_which_policy_images_were_mixed_in(finished: Workspace) -> None:
+    record = read_json(finished.evaluation("classical+unwise") / "arm.json")
+    assert record["folds"]["f1"]["arm"] == "classical"
+    policy = record["policy"]
+    assert {name for name, share in policy["shares"].items() if share} == {"3", "8"}
+    # two of ten classes synthetic half of the time: H(origin) - H(origin | label) = H(0.1) - 0.2 bits
+    assert policy["label_origin_bits"] == pytest.approx(-0.1 * np.log2(0.1) - 0.9 * np.log2(0.9) - 0.2, abs=1e-6)
+    assert read_json(finished.evaluation("best+synthetic") / "arm.json")["policy"]["label_origin_bits"] == 0.0
+    assert read_json(finished.augmented / "summary.json")["policy"]["shares"] == dict.fromkeys("0123456789", 0.25)
+
+
 def test_three_folds_can_never_say_helps(finished: Workspace) -> None:
     gain = read_json(finished.metrics / "gain.json")
     assert {entry["verdict"] for entry in gain["gain"].values()} <= {"promising", "no evidence", "cannot tell", "hurts"}
@@ -216,18 +231,18 @@ def test_a_refused_class_keeps_its_share_of_the_draws(finished: Workspace) -> No
     about = {"label": 3, "class_name": "3", "slug": "3", "fold": "f0", "generator_digest": "", "class_names": names}
     try:
         write_synthetic_shard(folder / "3.parquet", rows, **about)  # type: ignore[arg-type]
-        shared, stand_ins = load_pool(finished, "f0", "default", data)
+        shared, stand_ins = load_pool(finished, "f0", MixingPolicy("synthetic", "default", (0.25,) * 10), data)
         assert stand_ins == {"3": "shared"}
         assert np.sum(shared.labels == 3) == 20
         (folder / "3.shared.parquet").unlink()
-        real, stand_ins = load_pool(finished, "f0", "default", data)
+        real, stand_ins = load_pool(finished, "f0", MixingPolicy("synthetic", "default", (0.25,) * 10), data)
         assert stand_ins == {"3": "real"}
         train = data.split("f0").train
         np.testing.assert_array_equal(real.images[real.labels == 3], data.images[train[data.labels[train] == 3]])
     finally:
         for name, content in kept.items():
             (folder / name).write_bytes(content)
-    assert load_pool(finished, "f0", "default", data)[1] == {}
+    assert load_pool(finished, "f0", MixingPolicy("synthetic", "default", (0.25,) * 10), data)[1] == {}
 
 
 def test_fault_03_a_flipped_byte_after_prepare_is_named(finished: Workspace) -> None:

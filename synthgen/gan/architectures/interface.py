@@ -23,6 +23,7 @@ class Generator(nn.Module, ABC):
         growth: level that is shown, see `pyramid.py`; the highest unless a progressive training is going on.
         truncation: in (0, 1]; below 1 trades variety for likeness.
         random: source of random layer inputs while training; None takes fixed ones.
+        style_mixing: how often two styles are mixed while training, where the kind has styles.
     """
 
     def __init__(self, shape: GanShape) -> None:
@@ -32,6 +33,7 @@ class Generator(nn.Module, ABC):
         self.growth = float(shape.n_halvings)
         self.truncation = 1.0
         self.random: torch.Generator | None = None
+        self.style_mixing = 0.9
 
     @abstractmethod
     def forward(self, latents: Tensor, labels: Tensor, *content: Tensor) -> Tensor:

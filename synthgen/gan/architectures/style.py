@@ -15,7 +15,6 @@ from synthgen.gan.architectures.pyramid import PyramidGenerator
 from synthgen.gan.architectures.shape import GanShape
 
 W_AVERAGE_DECAY = 0.995
-MIXING_PROBABILITY = 0.9
 
 
 class ModulatedConv(nn.Module):
@@ -129,7 +128,7 @@ class StyleGenerator(PyramidGenerator):
         draw = torch.rand(2, generator=self.random, device=w.device)
         other = self.styles(torch.randn(latents.shape, generator=self.random, device=w.device), labels)
         # one crossing for the batch, as a tensor: no synchronisation; beyond the last level nothing is mixed
-        crossing = 1.0 + (draw[0] * (n_levels - 1)).floor() + n_levels * (draw[1] >= MIXING_PROBABILITY)
+        crossing = 1.0 + (draw[0] * (n_levels - 1)).floor() + n_levels * (draw[1] >= self.style_mixing)
         return [torch.where(crossing <= level, other, w) for level in range(n_levels)]
 
     @torch.no_grad()

@@ -1,0 +1,97 @@
+"""A person's own training draws what the measured arm draws."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.data import DataLoader
+
+from synthgen.artifacts import canonical_json, sha256_file
+from synthgen.dataset.mixing import MixingPolicy, policy_record
+from synthgen.dataset.prepared import pixel_sha256
+from synthgen.dataset.shards import SyntheticRows, write_real_shard, write_synthetic_shard
+from synthgen.dataset.synthetic_mix import SyntheticMix
+from synthgen.dataset.torch_dataset import AugmentedImages
+from synthgen.errors import ConfigError
+
+NAMES = ["cat", "dog", "eel"]
+N_REAL, N_SYNTHETIC = (20, 6, 5), (8, 8, 0)
+
+
+def _folder(tmp_path: Path, policy: MixingPolicy | None = None) -> Path:
+    """Three classes; no sample of the last was accepted. A pixel's value is 10 x label, + 100 where synthetic."""
+    for label, name in enumerate(NAMES):
+        n = N_REAL[label]
+        images = np.full((n, 4, 4, 1), 10 * label, np.uint8)
+        images[:, 0, 0, 0] = np.arange(n)
+        sha256 = [pixel_sha256(image) for image in images]
+        groups = [f"g{label}-{i}" for i in range(n)]
+        about = {"label": label, "class_name": name, "slug": name, "class_names": NAMES, "fold": "final"}
+        write_real_shard(tmp_path / f"real-{name}.parquet", images, sha256, groups, split="train", **about)
+        n = N_SYNTHETIC[label]
+        made = np.full((n, 4, 4, 1), 10 * label + 100, np.uint8)
+        scores = np.ones(n, np.float32)
+        rows = SyntheticRows(made, np.zeros(n, np.int64), np.arange(n, dtype=np.int32), scores, scores, scores)
+        write_synthetic_shard(tmp_path / f"synthetic-{name}.parquet", rows, generator_digest="a" * 64, **about)
+    files = {path.name: {"sha256": sha256_file(path)} for path in tmp_path.glob("*.parquet")}
+    summary = {"class_names": NAMES, "slugs": NAMES, "files": files}
+    if policy is not None:
+        summary["policy"] = policy_record(policy, NAMES)
+    (tmp_path / "summary.json").write_text(canonical_json(summary))
+    return tmp_path
+
+
+def test_batches_hold_the_share_of_every_class_and_a_class_without_samples_takes_its_reals(tmp_path: Path) -> None:
+    images = AugmentedImages(_folder(tmp_path))
+    assert images.policy.shares == (0.25, 0.25, 0.25)
+    mix = SyntheticMix(images, batch=48, steps=100, seed=1)
+    rows = np.array(list(mix))
+    assert rows.shape == (100, 48)
+    is_synthetic = images.origins[rows] == "synthetic"
+    share = [is_synthetic[images.labels[rows] == label].mean() for label in range(3)]
+    np.testing.assert_allclose(share, [0.25, 0.25, 0.0], atol=0.03)
+    np.testing.assert_allclose(np.bincount(images.labels[rows].ravel()) / rows.size, 1 / 3, atol=0.01)
+    assert np.array_equal(rows, list(mix))
+    assert not np.array_equal(rows, list(SyntheticMix(images, batch=48, steps=100, seed=2)))
+
+
+def test_the_policy_comes_with_the_data_set_and_its_schedule_and_weights_are_kept(tmp_path: Path) -> None:
+    policy = MixingPolicy("own", "default", (0.5, 0.5, 0.5), loss_weight=0.5, schedule="falling")
+    images = AugmentedImages(_folder(tmp_path, policy))
+    assert images.policy == policy
+    mix = SyntheticMix(images, batch=32, steps=50)
+    n_taken = [sum(index in set(images.indices("synthetic")) for index in batch) for batch in mix]
+    assert n_taken[0] > 8 > n_taken[-1]
+    assert {len(batch) for batch in mix} == {32}
+    np.testing.assert_array_equal(mix.loss_weights.numpy(), np.where(images.origins == "synthetic", 0.5, 1.0))
+
+
+def test_a_data_loader_takes_it_and_synthetic_images_have_a_transform_of_their_own(tmp_path: Path) -> None:
+    folder = _folder(tmp_path)
+    images = AugmentedImages(
+        folder, transform=lambda image: image.float(), synthetic_transform=lambda image: -image.float()
+    )
+    loader = DataLoader(images, batch_sampler=SyntheticMix(images, batch=16, steps=5))
+    batches = list(loader)
+    assert len(batches) == len(loader) == 5
+    for x, y in batches:
+        assert (x.shape, y.shape) == (torch.Size([16, 1, 4, 4]), torch.Size([16]))
+        corner = x[:, 0, 3, 3]
+        torch.testing.assert_close(corner.abs() % 100, 10.0 * y)
+        assert ((corner <= -100) == (corner < 0)).all()
+        assert (corner < 0).sum() in (2, 3, 4)
+
+
+def test_what_cannot_be_mixed_is_refused(tmp_path: Path) -> None:
+    folder = _folder(tmp_path)
+    images = AugmentedImages(folder)
+    with pytest.raises(ConfigError, match="no synthetic image"):
+        SyntheticMix(AugmentedImages(folder, origins=["real"]), batch=8, steps=1)
+    with pytest.raises(ConfigError, match="0 real images"):
+        SyntheticMix(AugmentedImages(folder, origins=["synthetic"]), batch=8, steps=1)
+    with pytest.raises(ConfigError, match="shares of 2 classes, the data set has 3"):
+        SyntheticMix(images, batch=8, steps=1, policy=MixingPolicy("x", "default", (0.2, 0.2)))
+    with pytest.raises(ConfigError, match="leave no real image in a batch of 8"):
+        SyntheticMix(images, batch=8, steps=1, policy=replace(images.policy, shares=(0.99, 0.99, 0.99)))
