@@ -31,9 +31,14 @@ prepare: {image_size: 8, channels: 1}
 classifier: {width: 8, steps: 30, batch: 32}
 pretrain: {kimg: 2.0, batch: 32, tick_kimg: 1.0, ema: 0.9, network: {channels: 8}}
 adapt: {kimg: 0.3}
+scratch: {}
 synthesize: {min_agreement: 0.0, teacher_steps: 30, batch: 16}
-evaluate: {arms: [balanced, classical], repeats: 2, crossfit: true}
-challenge: {arms: [best+synthetic, best+shared]}
+transforms: {}
+evaluate: {arms: [balanced, classical], repeats: 2, crossfit: true, share: 0.25, mix_alpha: 0.3}
+challenge: {arms: [best+synthetic, best+shared], policies: {}, choice: balanced_accuracy}
+assemble: {}
+compare: {}
+report: {}
 """
 
 

@@ -113,7 +113,8 @@ class _Teller:
         self._newest = progress
         self._news.set()
         if self._thread is None:
-            self._thread = threading.Thread(target=self._context.run, args=(self._work,), daemon=True)
+            name = f"progress of {self._stage}"
+            self._thread = threading.Thread(target=self._context.run, args=(self._work,), daemon=True, name=name)
             self._thread.start()
 
     def close(self) -> None:

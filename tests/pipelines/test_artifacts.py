@@ -81,6 +81,19 @@ def test_keys_are_what_prefect_takes():
     assert progress_key("challenge@Best+shared_2") == "progress-challenge-best-shared-2"
 
 
+@pytest.fixture(autouse=True)
+def no_teller_is_left(monkeypatch):
+    """Waits for the threads: one that outlives `Page` would start a temporary server for its last word.
+
+    Asks for `monkeypatch` to be torn down before it is.
+    """
+    yield
+    for thread in threading.enumerate():
+        if thread.name.startswith("progress of "):
+            thread.join(60)
+            assert not thread.is_alive()
+
+
 class Page:
     """Stands in for the server's two calls."""
 
