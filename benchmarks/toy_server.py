@@ -12,6 +12,7 @@ import socket
 import subprocess
 import sys
 import time
+import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -23,6 +24,8 @@ from toy_project import REPOSITORY, ToyProject, quiet_environment
 
 MARK = "SYNTHGEN_TOY"
 ENDED = frozenset({"COMPLETED", "FAILED", "CRASHED", "CANCELLED"})
+BUSY = 503
+BUSY_SECONDS = 60.0
 START_SECONDS = 300.0
 UP_SECONDS = 180.0
 END_SECONDS = 20.0
@@ -109,7 +112,7 @@ class Served:
             self.process.wait()
 
     def ask(self, path: str, question: dict[str, Any] | None = None, method: str = "POST") -> Any:
-        """An answer of the server's API.
+        """An answer of the server's API; a busy one (503: SQLite has one writer) is asked again.
 
         Raises:
             OSError: it does not answer (urllib.error.URLError is one).
@@ -118,9 +121,16 @@ class Served:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.port}/api/{path}", content, {"Content-Type": "application/json"}, method=method
         )
-        with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
-            text = answer.read()
-        return json.loads(text) if text else None
+        deadline = time.monotonic() + BUSY_SECONDS
+        while True:
+            try:
+                with urllib.request.build_opener(urllib.request.ProxyHandler({})).open(request, timeout=60) as answer:
+                    text = answer.read()
+                return json.loads(text) if text else None
+            except urllib.error.HTTPError as error:
+                if error.code != BUSY or time.monotonic() > deadline:
+                    raise
+            time.sleep(1.0)
 
     def run(self, deployment: str) -> str:
         """Starts a run of `refresh/DEPLOYMENT`, publishing; returns its id."""
