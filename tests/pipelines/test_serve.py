@@ -30,6 +30,9 @@ from pipelines.sensor import DEPLOYMENT
 from pipelines.serve import ServeError
 from tests.pipelines.conftest import Toy, free_port, quiet_environment, wait_until
 
+# urllib leaves the socket of a refused connection to the garbage collector, which may come in any later test.
+pytestmark = pytest.mark.filterwarnings("ignore:unclosed <socket:ResourceWarning")
+
 PASSWORD = "Canary/of a-secret-9c1e"
 QUOTED = "Canary%2Fof%20a-secret-9c1e"
 ENDED = {"COMPLETED", "FAILED", "CRASHED", "CANCELLED"}
