@@ -25,7 +25,7 @@ LIMIT_SECONDS = 4 * 3600.0
 COMPARED = ("data/prepared", "data/augmented", "data/evaluation", "data/challenge", "metrics")
 TOY = """
 seed: 3
-source: {type: digits, simulate_scarcity: {keep: {"3": 15, "8": 15}, surplus: test}}
+source: {type: digits, path: data/raw, simulate_scarcity: {keep: {"3": 15, "8": 15}, surplus: test}}
 plan: {folds: 3, target: 20}
 prepare: {image_size: 8, channels: 1}
 classifier: {width: 8, steps: 30, batch: 32}

@@ -3,6 +3,8 @@
 Owns the comparison of the two files, and the lines that are missing with the values that synthgen would take.
 """
 
+import json
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -11,6 +13,7 @@ from synthgen.config import Config, read_yaml
 from synthgen.errors import ConfigError
 
 PARAMS = "params.yaml"
+_INTERPOLATED = re.compile(r"\$\{([A-Za-z_][\w.]*)\}")
 
 
 def check_params_complete(config: Config, folder: Path) -> None:
@@ -35,7 +38,7 @@ def check_params_complete(config: Config, folder: Path) -> None:
 
 
 def _params(graph: Any) -> Iterator[str]:
-    """Dotted keys of params.yaml that stages name."""
+    """Dotted keys of params.yaml that stages name, as parameters or as `${KEY}`."""
     stages = graph.get("stages", {}) if isinstance(graph, Mapping) else {}
     for stage in stages.values():
         for entry in stage.get("params", []) if isinstance(stage, Mapping) else []:
@@ -43,6 +46,9 @@ def _params(graph: Any) -> Iterator[str]:
                 yield entry
             elif isinstance(entry, Mapping):
                 yield from entry.get(PARAMS) or []
+    for found in _INTERPOLATED.findall(json.dumps(stages)):
+        if found.partition(".")[0] in Config.model_fields:  # the others are plan.yaml's
+            yield found
 
 
 def _has(values: Any, dotted: str) -> bool:
