@@ -57,6 +57,9 @@ class PlanSection(Section):
     """Which classes are scarce, how the folds are drawn, how many images to make."""
 
     folds: Annotated[int, Field(ge=2, le=50)] = 5
+    generator_seeds: Count | None = Field(
+        default=None, description="with a test set of your own: generators trained, at most `folds`; default: as many"
+    )
     scarce: list[str] | None = None
     scarce_below: Annotated[float, Field(gt=0.0, lt=1.0)] = 0.5
     strategy: Literal["adapted", "shared", "scratch"] = "adapted"

@@ -46,8 +46,9 @@ class ClassPlan(BaseModel):
 class Plan(BaseModel):
     """plan.yaml: written by `synthgen plan`, read by every stage and by dvc.yaml.
 
-    `folds` are measured folds (`f0`...) followed by `final`; `pretrain_folds`, `adapt_slugs` and `scratch_slugs` are
-    what the matrices of those stages run over (empty where the strategy has no use for the stage).
+    `folds` are measured folds (`f0`...) followed by `final`; `parts` is the number of parts that the pool is cut into,
+    that of measured folds but where `plan.generator_seeds` asks for fewer; `pretrain_folds`, `adapt_slugs` and
+    `scratch_slugs` are what the matrices of those stages run over (empty where the strategy has no use for the stage).
     `targets` and `class_names` repeat what `synthesize` depends on, without the counts beside it;
     `versions` are those of the parts that wrote the plan (synthgen/versions.py).
     """
@@ -58,6 +59,7 @@ class Plan(BaseModel):
     mode: Literal["folds", "frozen"]
     strategy: Strategy
     folds: list[str]
+    parts: int
     pretrain_folds: list[str]
     adapt_slugs: list[str]
     scratch_slugs: list[str]
@@ -69,6 +71,8 @@ class Plan(BaseModel):
     @model_validator(mode="before")
     @classmethod
     def _fill(cls, values: Any) -> Any:
+        if isinstance(values, dict) and isinstance(values.get("folds"), list):
+            values = {"parts": len([fold for fold in values["folds"] if fold != FINAL]), **values}
         if isinstance(values, dict) and isinstance(values.get("classes"), dict):
             entries = values["classes"].items()
             targets = {k: v["target"] if isinstance(v, dict) else v.target for k, v in entries}

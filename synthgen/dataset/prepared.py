@@ -55,7 +55,7 @@ class PreparedData:
         roles: (N,) str: `pool` (takes part in folds), `surplus` (simulated scarcity: tested in its
             fold, never trained on), `val` and `test` (the user's own frozen split).
         slugs, class_names: in label order.
-        n_folds: number of measured folds.
+        n_folds: number of parts that the pool is cut into, which is at least that of measured folds.
         frozen: whether the user's own test set is used.
         masks: (N, H, W) bool, the user's regions; all False where an image has none. None: no masks were given.
     """

@@ -103,9 +103,9 @@ def known_images(workspace: Workspace) -> dict[str, KnownImage]:
 
 
 def _folds_drawn(path: Path) -> int | None:
-    """Number of folds in plan.yaml; None if it is damaged or of an older form, for it is about to be written again."""
+    """Number of parts in plan.yaml; None if it is damaged or of an older form, for it is about to be written again."""
     try:
-        return len(load_plan(path).measured_folds)
+        return load_plan(path).parts
     except (PlanError, ConfigError):
         return None
 
@@ -130,7 +130,7 @@ def build_plan(section: PlanSection, survey: Survey) -> Plan:
     groups = count_groups(survey).get("pool", Counter())
     counts = {name: images[name] for name in survey.class_names}
     scarce = choose_scarce(section, counts)
-    least = _least_training_images(section.folds, survey)
+    least = _least_training_images(section.folds, count_measured(section, frozen=survey.frozen), survey)
     served = [name for name in survey.class_names if least[name] >= section.min_train_images]
     target = target_count(section, {name: counts[name] for name in served}, scarce)
     classes = {}
@@ -144,7 +144,7 @@ def build_plan(section: PlanSection, survey: Survey) -> Plan:
             target=target if name in served else 0,
             generator=_generator(section, own=name in scarce and name in served),
         )
-    folds = [f"f{j}" for j in range(section.folds)] + [FINAL]
+    folds = [f"f{j}" for j in range(count_measured(section, frozen=survey.frozen))] + [FINAL]
     scratch = section.strategy == "scratch"
     served_slugs = [slug for slug, entry in classes.items() if entry.target > 0]
     return Plan(
@@ -152,6 +152,7 @@ def build_plan(section: PlanSection, survey: Survey) -> Plan:
         mode="frozen" if survey.frozen else "folds",
         strategy=section.strategy,
         folds=folds,
+        parts=section.folds,
         pretrain_folds=[] if scratch else folds,
         adapt_slugs=[slug for slug, entry in classes.items() if entry.generator == "adapted"],
         scratch_slugs=served_slugs if scratch else [],
@@ -160,6 +161,26 @@ def build_plan(section: PlanSection, survey: Survey) -> Plan:
         versions=dict(VERSIONS),
         classes=classes,
     )
+
+
+def count_measured(section: PlanSection, *, frozen: bool) -> int:
+    """Number of measured folds: `folds`, or `generator_seeds` where the user has a test set.
+
+    Raises:
+        ConfigError: generator seeds without a test set, or more of them than folds.
+    """
+    if section.generator_seeds is None:
+        return section.folds
+    if not frozen:
+        raise ConfigError(
+            f"plan.generator_seeds is {section.generator_seeds}, but the data have no test side of their own: every "
+            "fold is tested on another part and needs its own generator; remove generator_seeds"
+        )
+    if section.generator_seeds > section.folds:
+        raise ConfigError(
+            f"plan.generator_seeds is {section.generator_seeds}, over plan.folds = {section.folds}; raise plan.folds"
+        )
+    return section.generator_seeds
 
 
 def _generator(section: PlanSection, *, own: bool) -> Literal["adapted", "shared", "scratch"]:
@@ -206,7 +227,7 @@ def target_count(section: PlanSection, counts: Mapping[str, int], scarce: list[s
     return max([min(counts.values()), *deficits])
 
 
-def _least_training_images(n_folds: int, survey: Survey) -> dict[str, int]:
+def _least_training_images(n_folds: int, n_measured: int, survey: Survey) -> dict[str, int]:
     """Class name -> training images in the measured fold that has the fewest."""
     by_fold: dict[str, Counter[int]] = defaultdict(Counter)
     for name, role, fold in zip(survey.column(survey.scan.class_names), survey.roles, survey.folds, strict=True):
@@ -218,7 +239,7 @@ def _least_training_images(n_folds: int, survey: Survey) -> dict[str, int]:
         counts = by_fold[name]
         held_out = [
             (0 if own_val else counts[j]) if survey.frozen else counts[j] + counts[(j + 1) % n_folds]
-            for j in range(n_folds)
+            for j in range(n_measured)
         ]
         least[name] = sum(counts.values()) - max(held_out)
     return least

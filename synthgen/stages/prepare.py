@@ -93,7 +93,7 @@ def refuse_stale_plan(plan: Plan, fitting: Plan, previous: dict[str, KnownImage]
         PlanError: naming every class that differs, and counts and examples of images that do.
     """
     differences = []
-    for name in ("mode", "strategy", "folds", "pretrain_folds", "adapt_slugs", "scratch_slugs", "versions"):
+    for name in ("mode", "strategy", "folds", "parts", "pretrain_folds", "adapt_slugs", "scratch_slugs", "versions"):
         old, new = getattr(plan, name), getattr(fitting, name)
         if old != new:
             differences.append(f"{name}: plan {_short(old)}, now {_short(new)}")

@@ -8,9 +8,11 @@ from scipy.ndimage import gaussian_filter
 
 from synthgen.config import PlanSection
 from synthgen.dataset.folds import read_folds
+from synthgen.dataset.prepared import load_prepared
 from synthgen.errors import ConfigError, LeakError, PlanError, SourceError
 from synthgen.records import load_plan
 from synthgen.stages.plan import choose_scarce, run_plan, target_count
+from synthgen.stages.prepare import run_prepare
 from synthgen.stages.workspace import Workspace
 
 
@@ -221,9 +223,9 @@ def _sha(image):
     return pixel_sha256(image[..., None])
 
 
-def frozen_project(root):
+def frozen_project(root, **plan):
     for split, count in (("train", 12), ("val", 3), ("test", 5)):
-        project(root, {"big": count, "rare": count // 2 + 1}, split=split)
+        project(root, {"big": count, "rare": count // 2 + 1}, split=split, **plan)
     return Workspace(root)
 
 
@@ -232,6 +234,29 @@ def test_a_frozen_test_set_is_left_out_of_the_folds(tmp_path):
     assert plan.mode == "frozen"
     assert plan.classes["big"].images == 12
     assert len(read_folds(tmp_path / "folds.csv")) == 12 + 7
+
+
+def test_fewer_generators_than_parts_where_the_test_set_is_the_users(tmp_path):
+    plan = run_plan(frozen_project(tmp_path, generator_seeds=1))
+    assert plan.folds == plan.pretrain_folds == ["f0", "final"]
+    assert plan.parts == 4
+    # the pool is still cut into four, for the cross-fitted choice of the arm, and a second plan knows them
+    assert {known.fold for known in read_folds(tmp_path / "folds.csv").values()} == {0, 1, 2, 3}
+    run_prepare(Workspace(tmp_path))
+    data = load_prepared(tmp_path / "data" / "prepared")
+    assert len(data.crossfit("f0")) == 4
+    assert len(data.split("f0").train) == 12 + 7
+    assert run_plan(Workspace(tmp_path)) == plan
+    assert run_plan(frozen_project(tmp_path, generator_seeds=2)).folds == ["f0", "f1", "final"]
+    with pytest.raises(PlanError, match="drawn for 4 folds"):
+        run_plan(frozen_project(tmp_path, folds=3, generator_seeds=1))
+
+
+def test_generator_seeds_ask_for_a_test_set_and_for_enough_folds(tmp_path):
+    with pytest.raises(ConfigError, match="no test side"):
+        run_plan(project(tmp_path / "own", {"big": 12, "rare": 4}, generator_seeds=1))
+    with pytest.raises(ConfigError, match=r"generator_seeds is 5, over plan\.folds = 4"):
+        run_plan(frozen_project(tmp_path / "frozen", generator_seeds=5))
 
 
 @pytest.mark.parametrize("side", ["val", "test"])
