@@ -285,6 +285,7 @@ class MixingSection(Section):
     loss_weight: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     labels: Literal["hard", "agreement"] = "hard"
     schedule: Literal["constant", "falling", "reals_last"] = "constant"
+    at_most: Count | None = Field(default=None, description="different synthetic images of each class; default: all")
 
 
 POLICIES = {"synthetic": MixingSection(), "shared": MixingSection(pool="shared")}

@@ -30,6 +30,7 @@ class MixingPolicy:
         loss_weight: of a synthetic image, in (0, 1]; a real one has 1.
         labels: `hard`, or `agreement`: the teacher's probability of the label, the rest spread over the others.
         schedule: `constant`; `falling`, the share goes to 0 linearly; `reals_last`, 0 in the last fifth.
+        at_most: different synthetic images of each class, the first of its pool; None: all.
     """
 
     name: str
@@ -39,6 +40,7 @@ class MixingPolicy:
     loss_weight: float = 1.0
     labels: str = "hard"
     schedule: str = "constant"
+    at_most: int | None = None
 
     @property
     def is_even(self) -> bool:
@@ -66,6 +68,19 @@ class MixingPolicy:
         if self.schedule == "reals_last":
             return 1.0 if step < REALS_LAST * steps else 0.0
         return 1.0
+
+    def used(self, labels: NDArray[np.int64]) -> NDArray[np.int64]:
+        """Indices, ascending, of the synthetic images that are used: the first `at_most` of each class.
+
+        Args:
+            labels: (m,) of the pool.
+        Returns:
+            (at most m,) int64.
+        """
+        if self.at_most is None:
+            return np.arange(len(labels), dtype=np.int64)
+        first = [np.flatnonzero(labels == label)[: self.at_most] for label in np.unique(labels)]
+        return np.sort(np.concatenate(first)) if first else np.zeros(0, np.int64)
 
     def weights(self, labels: NDArray[np.int64], *, synthetic: bool, factor: float = 1.0) -> dict[int, float] | None:
         """How often each label occurs among the synthetic or the real draws, so that all classes are drawn equally.
@@ -118,7 +133,14 @@ def build_policy(
     if not any(shares):
         raise ConfigError(f"challenge.policies.{name} gives every class a share of 0; raise share or shares")
     return MixingPolicy(
-        name, section.pool, shares, section.transforms, section.loss_weight, section.labels, section.schedule
+        name=name,
+        pool=section.pool,
+        shares=shares,
+        transforms=section.transforms,
+        loss_weight=section.loss_weight,
+        labels=section.labels,
+        schedule=section.schedule,
+        at_most=section.at_most,
     )
 
 
@@ -132,6 +154,7 @@ def policy_record(policy: MixingPolicy, class_names: Sequence[str]) -> dict[str,
         "loss_weight": policy.loss_weight,
         "labels": policy.labels,
         "schedule": policy.schedule,
+        "at_most": policy.at_most,
         "label_origin_bits": round(policy.dependence(), 6),
     }
 

@@ -55,7 +55,9 @@ class SyntheticMix(Sampler[list[int]]):
             )
         self.batch, self.steps, self.seed = batch, steps, seed
         self._real = np.asarray(images.indices(REAL), dtype=np.int64)
-        self._synthetic = _with_stand_ins(images, self._real, np.asarray(images.indices(SYNTHETIC), dtype=np.int64))
+        made = np.asarray(images.indices(SYNTHETIC), dtype=np.int64)
+        made = made[self.policy.used(images.labels[made])]
+        self._synthetic = _with_stand_ins(images, self._real, made)
         self._labels = images.labels
         self._occurring = np.unique(images.labels[self._real]) if len(self._real) else np.zeros(0, np.int64)
         n_synthetic = max(self._count(step) for step in range(steps)) if len(self._occurring) else 0

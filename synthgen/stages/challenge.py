@@ -122,5 +122,7 @@ def load_pool(
             sureness.append(sure)
     if all(stand_ins.get(slug) == "real" for slug in data.slugs):
         return SyntheticImages(np.zeros((0, *data.images.shape[1:]), np.uint8), np.zeros(0, np.int64)), stand_ins
-    certain = np.concatenate(sureness) if policy.labels == "agreement" else None
-    return SyntheticImages(np.concatenate(images), np.concatenate(labels), certain), stand_ins
+    joined = np.concatenate(labels)
+    used = policy.used(joined)
+    certain = np.concatenate(sureness)[used] if policy.labels == "agreement" else None
+    return SyntheticImages(np.concatenate(images)[used], joined[used], certain), stand_ins

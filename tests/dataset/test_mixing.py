@@ -73,7 +73,21 @@ def test_every_class_is_drawn_equally_often_whatever_its_share(shares: list[floa
     transforms=st.sampled_from(["none", "mild", "classical"]),
     labels=st.sampled_from(["hard", "agreement"]),
     weight=st.floats(0.01, 1.0),
+    at_most=st.none() | st.integers(1, 9),
 )
-def test_a_record_reads_back(shares: list[float], pool: str, transforms: str, labels: str, weight: float) -> None:
-    policy = MixingPolicy("p", pool, tuple(shares), transforms, weight, labels, "falling")
+def test_a_record_reads_back(
+    shares: list[float], pool: str, transforms: str, labels: str, weight: float, at_most: int | None
+) -> None:
+    policy = MixingPolicy("p", pool, tuple(shares), transforms, weight, labels, "falling", at_most)
     assert read_policy(policy_record(policy, NAMES), NAMES) == policy
+
+
+@given(labels=st.lists(st.integers(0, 3), max_size=40), at_most=st.integers(1, 12))
+def test_at_most_so_many_of_each_class_are_used_and_they_are_the_first(labels: list[int], at_most: int) -> None:
+    pool = np.array(labels, dtype=np.int64)
+    used = MixingPolicy("p", "default", (0.25,) * 4, at_most=at_most).used(pool)
+    assert np.all(np.diff(used) > 0)
+    for label in range(4):
+        own = [i for i, found in enumerate(labels) if found == label]
+        assert [i for i in used.tolist() if labels[i] == label] == own[:at_most]
+    assert MixingPolicy("p", "default", (0.25,) * 4).used(pool).tolist() == list(range(len(labels)))

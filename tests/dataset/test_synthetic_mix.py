@@ -95,3 +95,10 @@ def test_what_cannot_be_mixed_is_refused(tmp_path: Path) -> None:
         SyntheticMix(images, batch=8, steps=1, policy=MixingPolicy("x", "default", (0.2, 0.2)))
     with pytest.raises(ConfigError, match="leave no real image in a batch of 8"):
         SyntheticMix(images, batch=8, steps=1, policy=replace(images.policy, shares=(0.99, 0.99, 0.99)))
+
+
+def test_at_most_limits_the_images_of_each_class(tmp_path: Path) -> None:
+    images = AugmentedImages(_folder(tmp_path))
+    mix = SyntheticMix(images, batch=48, steps=100, policy=MixingPolicy("few", "default", (0.25,) * 3, at_most=2))
+    made = {index for batch in mix for index in batch if images.origins[index] == "synthetic"}
+    assert sorted(np.bincount(images.labels[sorted(made)]).tolist()) == [2, 2]

@@ -243,6 +243,11 @@ def test_a_refused_class_keeps_its_share_of_the_draws(finished: Workspace) -> No
         for name, content in kept.items():
             (folder / name).write_bytes(content)
     assert load_pool(finished, "f0", MixingPolicy("synthetic", "default", (0.25,) * 10), data)[1] == {}
+    few, _ = load_pool(finished, "f0", MixingPolicy("few", "default", (0.25,) * 10, at_most=7), data)
+    all_of_them, _ = load_pool(finished, "f0", MixingPolicy("synthetic", "default", (0.25,) * 10), data)
+    for label in range(10):
+        own = all_of_them.images[all_of_them.labels == label]
+        np.testing.assert_array_equal(few.images[few.labels == label], own[:7])
 
 
 def test_fault_03_a_flipped_byte_after_prepare_is_named(finished: Workspace) -> None:

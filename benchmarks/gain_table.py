@@ -1,0 +1,223 @@
+"""Tables of bench-gain: `python benchmarks/gain_table.py [SET ...] [--write]`, from benchmarks/results/gain/*.json.
+
+Prints Markdown; with --write it replaces the tables in docs/results.md between the marks of each set. The unit is the
+split (of the tiles: the fold of a partition): repeats were averaged before. Two baselines stand in it: the classical
+arm that cross-fitting chose in the split, which is what a user would have had, and the classical arm with the best mean
+on the test images, which nobody could have chosen.
+"""
+
+import argparse
+import json
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from bench_data import ROOT
+from gain_sets import SETS, GainSet
+from numpy.typing import NDArray
+
+from synthgen.metrics.intervals import bounds, fold_estimate
+
+RESULTS = ROOT / "benchmarks" / "results" / "gain"
+PAGE = ROOT / "docs" / "results.md"
+LEVEL = 0.025
+
+
+@dataclass(frozen=True)
+class Units:
+    """Numbers of a set, units in rows.
+
+    Attributes:
+        names: `split 0`, ... or `split 0 f0`, ...
+        recall: arm -> (n,) mean recall of the scarce classes; balanced, auc, others likewise: balanced accuracy, mean
+            one-against-rest AUC of the scarce classes, mean recall of the other classes.
+        chosen: (n,) names of the classical arms that cross-fitting chose; empty where no `best+` arm ran.
+    """
+
+    names: list[str]
+    recall: dict[str, NDArray[np.float64]]
+    balanced: dict[str, NDArray[np.float64]]
+    auc: dict[str, NDArray[np.float64]]
+    others: dict[str, NDArray[np.float64]]
+    chosen: list[str]
+
+    def of_chosen(self, values: dict[str, NDArray[np.float64]]) -> NDArray[np.float64]:
+        """(n,) numbers of the arm that was chosen in each unit."""
+        return np.array([values[arm][i] for i, arm in enumerate(self.chosen)])
+
+
+def read_units(record: dict[str, Any]) -> Units:
+    """Units of all splits; an arm that some unit lacks is left out."""
+    scarce, names, rows, chosen = set(record["scarce"]), [], [], []
+    for split, entry in sorted(record["splits"].items(), key=lambda item: int(item[0])):
+        for fold, numbers in entry["folds"].items():
+            names.append(f"split {split}" + (f" {fold}" if len(entry["folds"]) > 1 else ""))
+            rows.append(numbers["arms"])
+            chosen.append(numbers.get("chosen", ""))
+    arms = [arm for arm in rows[0] if all(arm in row for row in rows)]
+
+    def mean_recall(values: dict[str, float | None], wanted: bool) -> float:
+        known = [value for slug, value in values.items() if (slug in scarce) is wanted and value is not None]
+        return float(np.mean(known)) if known else float("nan")
+
+    return Units(
+        names,
+        {arm: np.array([mean_recall(row[arm]["recall"], True) for row in rows]) for arm in arms},
+        {arm: np.array([row[arm]["balanced_accuracy"] for row in rows], dtype=np.float64) for arm in arms},
+        {arm: np.array([row[arm]["scarce_auc"] for row in rows], dtype=np.float64) for arm in arms},
+        {arm: np.array([mean_recall(row[arm]["recall"], False) for row in rows]) for arm in arms},
+        chosen,
+    )
+
+
+def interval(differences: NDArray[np.float64], overlap: float) -> str:
+    """Mean in points with its 95 % interval over units (Student's t; corrected where splits overlap) and n."""
+    known = differences[~np.isnan(differences)]
+    estimate = fold_estimate(known, overlap)
+    if estimate.n < 2:
+        return f"{100 * estimate.mean:+.1f}, n = {estimate.n}" if estimate.n else "–"
+    low, high = bounds(estimate, LEVEL, LEVEL)
+    return f"{100 * estimate.mean:+.2f} [{100 * low:+.2f}, {100 * high:+.2f}], n = {estimate.n}"
+
+
+def table(one: GainSet, record: dict[str, Any]) -> str:
+    """The table of one set as Markdown."""
+    units = read_units(record)
+    classical = [arm for arm in units.recall if "+" not in arm]
+    made = [arm for arm in units.recall if "+" in arm]
+    best = max(classical, key=lambda arm: units.recall[arm].mean())
+    n_splits = len(record["splits"])
+    lines = [
+        f"{one.title}: {n_splits} of {one.n_splits} splits, {len(units.names)} units. Bar: {one.bar}.",
+        "Best classical arm by the mean of its scarce recall on the test images: "
+        f"`{best}`. Chosen by cross-fitting: {_counts(units.chosen)}.",
+        "",
+        "| arm | scarce recall | recall of the others | balanced accuracy | scarce AUC | scarce recall over the chosen "
+        f"| over `{best}` | error against the chosen |",
+        "| --- | --- | --- | --- | --- | --- | --- | --- |",
+    ]
+    has_choice = all(units.chosen)
+    for arm in [*classical, *made]:
+        recall = units.recall[arm]
+        over_chosen, error = "", ""
+        if has_choice:
+            baseline = units.of_chosen(units.recall)
+            over_chosen = interval(recall - baseline, one.overlap)
+            error = f"{100 * ((1 - recall.mean()) / (1 - baseline.mean()) - 1):+.0f} %"
+        over_best = "" if arm == best else interval(recall - units.recall[best], one.overlap)
+        numbers = [recall, units.others[arm], units.balanced[arm], units.auc[arm]]
+        shown = " | ".join(f"{100 * np.nanmean(values):.2f}" for values in numbers)
+        lines.append(f"| `{arm}` | {shown} | {over_chosen} | {over_best} | {error} |")
+    if has_choice:
+        lines += ["", "Balanced accuracy over the chosen classical arm:", ""]
+        balanced = units.of_chosen(units.balanced)
+        lines += [f"- `{arm}` {interval(units.balanced[arm] - balanced, one.overlap)}" for arm in made]
+    minutes = sum(sum(entry["seconds"].values()) for entry in record["splits"].values()) / 60 / n_splits
+    lines += ["", f"Time of a split: {minutes:.0f} minutes. Again: `python benchmarks/gain.py {one.name}`."]
+    return "\n".join(lines) + "\n"
+
+
+def _counts(chosen: list[str]) -> str:
+    found = sorted({arm: chosen.count(arm) for arm in chosen if arm}.items(), key=lambda item: (-item[1], item[0]))
+    return ", ".join(f"{arm} {count}" for arm, count in found) or "not yet"
+
+
+def worth(level: NDArray[np.float64], counts: list[int], errors: NDArray[np.float64]) -> NDArray[np.float64]:
+    """How many real images a class would have to have for the classical arm to err as little.
+
+    Between counts the error is taken to fall along a straight line of its logarithm over that of the count; beyond
+    the largest count nothing is said (nan), below the smallest the smallest count stands.
+
+    Args:
+        level: (n,) error of the synthetic arm by unit.
+        counts: real images a class, ascending.
+        errors: (n, len(counts)) error of the classical arm by unit.
+    Returns:
+        (n,) equivalent counts.
+    """
+    found = np.full(len(level), np.nan)
+    logs = np.log(np.asarray(counts, dtype=np.float64))
+    for i, value in enumerate(level):
+        curve = np.minimum.accumulate(np.log(np.maximum(errors[i], 1e-4)))
+        wanted = np.log(max(value, 1e-4))
+        if wanted >= curve[0]:
+            found[i] = counts[0]
+        elif wanted >= curve[-1]:
+            found[i] = np.exp(np.interp(-wanted, -curve, logs))
+    return found
+
+
+def worth_lines(prefix: str, arm: str) -> list[str]:
+    """What the images of `arm` are worth in real images, where the set was measured at several counts."""
+    records = {}
+    for n in (10, 20, 50):
+        path = RESULTS / f"{prefix}_n{n}.json"
+        if path.exists():
+            records[n] = json.loads(path.read_text(encoding="utf-8"))
+    shared = set.intersection(*(set(record["splits"]) for record in records.values())) if len(records) > 1 else set()
+    if len(shared) < 2:
+        return []
+    units = {
+        n: read_units({**record, "splits": {split: record["splits"][split] for split in shared}})
+        for n, record in records.items()
+    }
+    counts = sorted(units)
+    errors = np.stack([1 - units[n].of_chosen(units[n].recall) for n in counts], axis=1)  # (splits, counts)
+    lines = []
+    for n in counts[:-1]:
+        level = 1 - units[n].recall[arm]
+        more = worth(level, counts[counts.index(n) :], errors[:, counts.index(n) :]) - n
+        estimate = fold_estimate(more[~np.isnan(more)], 0.0)
+        low, high = bounds_of_counts(estimate.mean, estimate.error, estimate.df)
+        lines.append(
+            f"- n = {n}: `{arm}` is worth {estimate.mean:.1f} ({low:.1f} to {high:.1f}) more real images of each "
+            f"scarce class, {estimate.n} splits"
+        )
+    return lines
+
+
+def bounds_of_counts(mean: float, error: float, df: float) -> tuple[float, float]:
+    """95 % interval of a mean number of images (Student's t)."""
+    from scipy.stats import t
+
+    width = float(t.ppf(1 - LEVEL, df)) * error if df > 0 else float("inf")
+    return mean - width, mean + width
+
+
+def write_tables(texts: dict[str, str]) -> None:
+    """Replaces what stands between the marks of each set in docs/results.md; a set without marks is an error."""
+    page = PAGE.read_text(encoding="utf-8")
+    for name, text in texts.items():
+        start, end = f"<!-- {name}: start -->", f"<!-- {name}: end -->"
+        if start not in page or end not in page:
+            sys.exit(f"docs/results.md has no marks {start} and {end}")
+        head, rest = page.split(start, 1)
+        page = f"{head}{start}\n{text}{end}{rest.split(end, 1)[1]}"
+    PAGE.write_text(page, encoding="utf-8")
+
+
+def main() -> None:
+    """Prints or writes the tables of the sets that have results."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("sets", nargs="*", choices=[*sorted(SETS), []])
+    parser.add_argument("--write", action="store_true")
+    arguments = parser.parse_args()
+    texts = {}
+    for name, one in SETS.items():
+        path: Path = RESULTS / f"{name}.json"
+        if path.exists() and (not arguments.sets or name in arguments.sets):
+            texts[name] = table(one, json.loads(path.read_text(encoding="utf-8")))
+    for role in ("develop", "confirm"):
+        lines = worth_lines(f"mnist_{role}", "best+synthetic")
+        if lines and f"mnist_{role}_n10" in texts:
+            texts[f"mnist_{role}_n10"] += "\nWorth in real images:\n\n" + "\n".join(lines) + "\n"
+    if arguments.write:
+        write_tables(texts)
+    else:
+        sys.stdout.write("\n".join(f"### {name}\n{text}" for name, text in texts.items()))
+
+
+if __name__ == "__main__":
+    main()
