@@ -204,7 +204,7 @@ SETS = {
             ("3", "8"),
             10,
             digits_layout((3, 8), 15),
-            1.1,
+            901 / 676,
             "no harm; +3 points over `balanced`",
         ),
         GainSet(

@@ -2,9 +2,9 @@
 
     python benchmarks/tiles.py FOLDER
 
-Makes FOLDER (git, DVC, raw images from magnetic-tile.tar, examples/magnetic_tiles/params.yaml), runs `synthgen plan`
-and `dvc repro` there, and prints the minutes of each stage and the Markdown that stands in docs/results.md. Run again,
-it goes on where it stopped.
+Makes FOLDER (git, DVC, raw images and masks from magnetic-tile.tar and magnetic-tile-masks.tar.gz, and
+examples/magnetic_tiles/params.yaml), runs `synthgen plan` and `dvc repro` there, and prints the minutes of each stage
+and the Markdown that stands in docs/results.md. Run again, it goes on where it stopped.
 """
 
 import argparse
@@ -13,34 +13,20 @@ import re
 import shutil
 import subprocess
 import sys
-import tarfile
 import time
 from collections import defaultdict
 from pathlib import Path
 
-from bench_data import ROOT, find_bench_file
+from bench_data import ROOT
+from gain_sets import lay_out_tiles
 from results_table import results_markdown
-
-ARCHIVE = "magnetic-tile.tar"
 
 
 def make_project(folder: Path) -> None:
     """Lays the project out, unless it stands already."""
     if (folder / "dvc.yaml").exists():
         return
-    archive = find_bench_file(ARCHIVE)
-    if archive is None:
-        sys.exit(f"{ARCHIVE} is neither in $SYNTHGEN_BENCH_DATA, ../shared/data nor .bench-data/")
-    raw = folder / "data" / "raw" / "magnetic_tiles"
-    raw.mkdir(parents=True)
-    with tarfile.open(archive) as tar:
-        members = [m for m in tar.getmembers() if m.isfile() and m.name.lower().endswith((".jpg", ".jpeg"))]
-        for member in members:
-            source = tar.extractfile(member)
-            assert source is not None
-            target = raw / Path(member.name).parent.name / Path(member.name).name
-            target.parent.mkdir(exist_ok=True)
-            target.write_bytes(source.read())
+    lay_out_tiles(folder, 0)
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, folder / name)
     shutil.copy(ROOT / "examples" / "magnetic_tiles" / "params.yaml", folder / "params.yaml")
