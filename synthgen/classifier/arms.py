@@ -68,10 +68,14 @@ CLASSICAL_ARMS = {
         ArmSpec("classical", "balanced + transforms (albumentations)", transforms="classical"),
         ArmSpec("mild", "balanced + transforms at half strength", transforms="mild"),
         ArmSpec("strong", "balanced + transforms at 1.6 times the strength", transforms="strong"),
+        ArmSpec("strongest", "balanced + transforms at 2.4 times the strength", transforms="strongest"),
         ArmSpec("trivialaugment", "balanced + TrivialAugment", transforms="trivialaugment"),
         ArmSpec("randaugment", "balanced + RandAugment", transforms="randaugment"),
         ArmSpec("mixup", "balanced + transforms + MixUp", transforms="classical", mix="mixup"),
         ArmSpec("mixup_mild", "balanced + transforms at half strength + MixUp", transforms="mild", mix="mixup"),
+        ArmSpec(
+            "mixup_strong", "balanced + transforms at 1.6 times the strength + MixUp", transforms="strong", mix="mixup"
+        ),
         ArmSpec("cutmix", "balanced + transforms + CutMix", transforms="classical", mix="cutmix"),
         ArmSpec("mixed", "balanced + transforms + MixUp or CutMix", transforms="classical", mix="either"),
         ArmSpec(

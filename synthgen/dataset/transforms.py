@@ -24,9 +24,9 @@ from synthgen.errors import ConfigError
 from synthgen.seeding import derive_seed
 from synthgen.versions import VERSIONS
 
-Policy = Literal["classical", "mild", "strong", "trivialaugment", "randaugment"]
-POLICIES: tuple[Policy, ...] = ("classical", "mild", "strong", "trivialaugment", "randaugment")
-STRENGTHS: dict[str, float] = {"mild": 0.5, "classical": 1.0, "strong": 1.6}
+Policy = Literal["classical", "mild", "strong", "strongest", "trivialaugment", "randaugment"]
+POLICIES: tuple[Policy, ...] = ("classical", "mild", "strong", "strongest", "trivialaugment", "randaugment")
+STRENGTHS: dict[str, float] = {"mild": 0.5, "classical": 1.0, "strong": 1.6, "strongest": 2.4}
 """Factors on the amplitudes of section `transforms`."""
 MOST = 0.95
 """No factor takes a share (of scale, shift, brightness) beyond this."""
@@ -92,9 +92,9 @@ def build_transform(policy: Policy, section: TransformsSection) -> Transform:
     """The function that turns (image (H, W, C) uint8, seed) into a transformed image of the same shape.
 
     Args:
-        policy: `classical` (albumentations affine, brightness, contrast, optional flips and elastic), `mild` and
-            `strong` (the same with amplitudes by `STRENGTHS`), `trivialaugment` (Mueller and Hutter 2021,
-            arXiv:2103.10158) or `randaugment` (Cubuk et al. 2020, arXiv:1909.13719).
+        policy: `classical` (albumentations affine, brightness, contrast, optional flips and elastic), `mild`,
+            `strong` and `strongest` (the same with amplitudes by `STRENGTHS`), `trivialaugment` (Mueller and Hutter
+            2021, arXiv:2103.10158) or `randaugment` (Cubuk et al. 2020, arXiv:1909.13719).
         section: amplitudes of the albumentations policies.
     Raises:
         ConfigError: no such policy.

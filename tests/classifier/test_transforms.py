@@ -90,7 +90,7 @@ def test_mild_moves_pixels_less_than_classical() -> None:
     assert change["mild"] < 0.75 * change["classical"]
 
 
-@pytest.mark.parametrize(("policy", "factor"), [("mild", 0.5), ("classical", 1.0), ("strong", 1.6)])
+@pytest.mark.parametrize(("policy", "factor"), [("mild", 0.5), ("classical", 1.0), ("strong", 1.6), ("strongest", 2.4)])
 def test_amplitudes_follow_the_strength_of_the_policy(policy: Policy, factor: float) -> None:
     # nothing but shifts: how far a dot in the middle goes
     section = TransformsSection(rotate=0.0, scale=0.0, shift=0.2, shear=0.0, brightness=0.0)
@@ -104,4 +104,5 @@ def test_amplitudes_follow_the_strength_of_the_policy(policy: Policy, factor: fl
 
 def test_the_largest_amplitudes_stay_possible_when_strengthened() -> None:
     section = TransformsSection(rotate=180.0, scale=0.9, shift=0.9, shear=45.0, brightness=1.0)
-    assert build_transform("strong", section)(_image(), 1).shape == (16, 16, 1)
+    for policy in ("strong", "strongest"):
+        assert build_transform(policy, section)(_image(), 1).shape == (16, 16, 1)
