@@ -1,4 +1,4 @@
-# Verbs: run, test, check, bench, serve (and test-all: the marked tests too). Everything happens inside .venv.
+# Verbs: run, test, check, bench, bench-gain, serve (and test-all: the marked tests too). Everything happens inside .venv.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -10,13 +10,14 @@ export NO_ALBUMENTATIONS_UPDATE := 1
 export OMP_WAIT_POLICY := PASSIVE
 
 .DEFAULT_GOAL := help
-.PHONY: help run test test-all check bench serve install
+.PHONY: help run test test-all check bench bench-gain serve install
 
 help:
 	@echo "make run    plan and run the whole pipeline, print the verdict and where the report lies"
 	@echo "make test   the tests; make test-all adds those marked slow and server (browser: needs chromium)"
 	@echo "make check  format, lint, types, layers"
 	@echo "make bench  speed and memory as ratios"
+	@echo "make bench-gain SET=digits    the gain on a real data set (all of them: about a day of 2 cores), resumable"
 	@echo "make serve  Prefect's server, its page, a worker and the schedules of prefect.yaml"
 
 install: $(INSTALLED)
@@ -59,6 +60,10 @@ check: install
 
 bench: install
 	python benchmarks/run.py
+
+bench-gain: install
+	python benchmarks/gain.py $(SET)
+	python benchmarks/gain_table.py
 
 serve: install
 	python -m pipelines.serve

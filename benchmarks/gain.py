@@ -1,5 +1,6 @@
-"""Measures the gain on real data sets: `python benchmarks/gain.py SET [--folder DIR] [--splits 0 1 2] [--until PART]`.
+"""Measures the gain on real data sets: `python benchmarks/gain.py [SET ...] [--folder DIR] [--splits 0 1 2]`.
 
+Without a SET all are measured, CIFAR-10-LT where there is a GPU; that takes about a day of two cores.
 Each split is a project of its own in DIR/SET/, run stage by stage in this process, so that a killed run goes on where
 it stopped and classical arms are not trained again when a policy or a generator changes: a stage runs where what it
 depends on (its sections of params.yaml, versions, the stages before it) differs from what stands in `stages.json`.
@@ -43,6 +44,7 @@ from synthgen.stages.workspace import Workspace
 
 RESULTS = ROOT / "benchmarks" / "results" / "gain"
 PARTS = ("classical", "gan", "all")
+NEEDS_GPU = ("cifar",)
 log = logging.getLogger("gain")
 
 
@@ -198,30 +200,38 @@ def keep_results(one: GainSet, split: int, folder: Path) -> None:
 
 
 def main() -> None:
-    """Runs the asked splits one after the other."""
+    """Runs the asked splits of the asked sets one after the other."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
-    parser.add_argument("set", choices=sorted(SETS))
+    parser.add_argument("sets", nargs="*", metavar="SET", help=f"of {', '.join(SETS)}; default all")
     parser.add_argument("--folder", type=Path, default=ROOT / ".synthgen" / "gain", help="where the projects stand")
     parser.add_argument("--splits", type=int, nargs="*", default=None, help="numbers of splits; default all")
     parser.add_argument("--until", choices=PARTS, default="all", help="stop after this part")
     parser.add_argument("--device", default="auto")
     parser.add_argument("--forget", action="store_true", help="remove a project when its numbers are kept")
     arguments = parser.parse_args()
+    unknown = sorted(set(arguments.sets) - set(SETS))
+    if unknown:
+        parser.error(f"{', '.join(unknown)}: no such set; there are {', '.join(SETS)}")
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    one, device = SETS[arguments.set], resolve_device(arguments.device)
-    for split in range(one.n_splits) if arguments.splits is None else arguments.splits:
-        folder = arguments.folder.resolve() / one.name / f"split-{split}"
-        log.info("%s, split %d", one.name, split)
-        lay_out_project(one, split, folder)
-        try:
-            run_project(folder, arguments.until, device)
-        except SynthgenError as error:
-            sys.exit(f"{one.name}, split {split}: {error}")
-        if arguments.until == "all":
-            keep_results(one, split, folder)
-            if arguments.forget:
-                shutil.rmtree(folder)
+    device = resolve_device(arguments.device)
+    for name in arguments.sets or SETS:
+        if name in NEEDS_GPU and device.type != "cuda" and not arguments.sets:
+            log.info("%s is left out: it is sized for a GPU, and this machine has none", name)
+            continue
+        one = SETS[name]
+        for split in range(one.n_splits) if arguments.splits is None else arguments.splits:
+            folder = arguments.folder.resolve() / name / f"split-{split}"
+            log.info("%s, split %d", name, split)
+            lay_out_project(one, split, folder)
+            try:
+                run_project(folder, arguments.until, device)
+            except SynthgenError as error:
+                sys.exit(f"{name}, split {split}: {error}")
+            if arguments.until == "all":
+                keep_results(one, split, folder)
+                if arguments.forget:
+                    shutil.rmtree(folder)
 
 
 if __name__ == "__main__":
