@@ -197,6 +197,15 @@ def compare(project: Project = HERE) -> None:
 
 
 @app.command()
+def worth(project: Project = HERE, device: Device = None, workers: Workers = None) -> None:
+    """Train on fewer real images: how many more the synthetic ones are worth; write metrics/worth.json."""
+    with _writing(project, lambda workspace: workspace.worth) as workspace:
+        from synthgen.stages.worth import run_worth
+
+        run_worth(workspace, _device(device, workspace), workers)
+
+
+@app.command()
 def report(project: Project = HERE) -> None:
     """Write reports/index.html."""
     with _writing(project, lambda workspace: workspace.reports) as workspace:
@@ -215,7 +224,8 @@ def verdict(project: Project = HERE) -> None:
 
     workspace = _workspace(project)
     console = Console()
-    console.print(verdict_table(read_json(workspace.metrics / "gain.json")))
+    worth = read_json(workspace.worth) if workspace.worth.exists() else None
+    console.print(verdict_table(read_json(workspace.metrics / "gain.json"), worth))
     console.print(f"report: {workspace.reports / 'index.html'}", soft_wrap=True, highlight=False)
 
 

@@ -303,6 +303,14 @@ class ChallengeSection(Section):
     choice: Literal["balanced_accuracy", "scarce_recall", "macro_f1"] = "balanced_accuracy"
 
 
+class WorthSection(Section):
+    """The learning curve on which the arm with synthetic images is placed."""
+
+    fractions: list[Annotated[float, Field(gt=0.0, lt=1.0)]] = Field(
+        default=[0.25, 0.5], min_length=1, max_length=6, description="of the objects of each scarce class"
+    )
+
+
 class CompareSection(Section):
     """How the gain and its interval are computed."""
 
@@ -342,6 +350,7 @@ class Config(Section):
     evaluate: EvaluateSection
     challenge: ChallengeSection
     compare: CompareSection = CompareSection()
+    worth: WorthSection = WorthSection()
     report: ReportSection = ReportSection()
 
     @model_validator(mode="after")

@@ -5,7 +5,7 @@ Owns the table of classical arms, which use real images alone, and the meaning o
 weights and the same seeds.
 """
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -111,6 +111,11 @@ CLASSICAL_ARMS = {
 
 BEST = "best"
 CHALLENGER = f"{BEST}+{MEASURED_POLICY}"
+
+
+def measured_arm(arms: Sequence[str]) -> str:
+    """The arm that the verdict is about: `best+synthetic` if it is among `challenge.arms`, else the first."""
+    return CHALLENGER if CHALLENGER in arms else arms[0]
 
 
 def split_arm(name: str, policies: Collection[str]) -> tuple[str, str]:

@@ -15,6 +15,7 @@ from synthgen.report.environment import template_environment
 from synthgen.report.grids import Sprite
 from synthgen.report.plots import CurvePlot, bar_length, curve_plot, forest_axis, forest_mark
 from synthgen.report.verdict import FORMS, compose_answer, form_of, usual_arm
+from synthgen.report.wording import worth_sentence
 
 CONTENT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
 MAX_QUARANTINE_ROWS = 100
@@ -96,6 +97,7 @@ class ReportContent:
         acceptance: shard -> selection, `SLUG` and `SLUG.shared`, of the `final` fold.
         examples, histories, choices, costs: see their classes; each may be empty.
         share: share of the draws that were synthetic.
+        worth: metrics/worth.json; None where there is none.
     """
 
     title: str
@@ -110,6 +112,7 @@ class ReportContent:
     choices: Sequence[ArmChoice] = ()
     costs: Sequence[CostRow] = ()
     share: float = 0.25
+    worth: Mapping[str, Any] | None = None
 
 
 def render_page(content: ReportContent) -> str:
@@ -148,6 +151,8 @@ def render_page(content: ReportContent) -> str:
             choice_arms=sorted({arm for choice in content.choices for arm in choice.scores}),
             costs=content.costs,
             share=content.share,
+            worth=content.worth,
+            worth_sentence=worth_sentence(content.worth) if content.worth else "",
         )
     )
 

@@ -104,3 +104,18 @@ def count(value: Any) -> str:
 def joined(items: list[str]) -> str:
     """`a`, `a and b`, `a, b and c`."""
     return items[0] if len(items) == 1 else f"{', '.join(items[:-1])} and {items[-1]}" if items else ""
+
+
+def worth_sentence(worth: Mapping[str, Any]) -> str:
+    """What the synthetic images are worth in real ones, as one sentence.
+
+    Args:
+        worth: contents of metrics/worth.json.
+    """
+    more, real = worth["more_real_images"], f"{worth['n_real']:.0f}"
+    start = f"Beside {real} real images of a scarce class"
+    if more["mean"] is None:
+        return f"{start} the synthetic ones cannot be put into real ones: {worth['reason']}."
+    high = "any number" if more["high"] is None else f"{more['high']:+.0f}"
+    amount = f"{more['mean']:+.0f} ({more['low']:+.0f} to {high})"
+    return f"{start} the synthetic ones are worth {amount} real images more, on average over those classes."

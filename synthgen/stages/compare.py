@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthgen.artifacts import atomic_file, digest_of, read_json, sha256_bytes, write_json
-from synthgen.classifier.arms import CHALLENGER
+from synthgen.classifier.arms import measured_arm
 from synthgen.dataset.predictions import AlignedLogits, Predictions, load_predictions
 from synthgen.errors import ArtifactError, MeasurementError
 from synthgen.metrics.choice import choose_arm
@@ -244,7 +244,7 @@ def run_compare(workspace: Workspace) -> dict[str, Any]:
         parts,
         classical=classical,
         chosen=chosen,
-        challenger=CHALLENGER if CHALLENGER in challengers else challengers[0],
+        challenger=measured_arm(challengers),
     )
     summary = read_json(workspace.prepared / "summary.json")
     record, gains = compare_arms(

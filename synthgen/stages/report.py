@@ -90,6 +90,7 @@ def collect_content(workspace: Workspace) -> ReportContent:
         choices=_choices(record, gain),
         costs=cost_rows(config, plan, gain, histories, acceptance),
         share=float(record.get("share", MixingSection().share)),
+        worth=read_json(workspace.worth) if workspace.worth.exists() else None,
     )
 
 

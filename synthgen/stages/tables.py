@@ -10,6 +10,7 @@ from synthgen.classifier.networks import build_classifier, count_parameters
 from synthgen.gan.architectures.build import build_discriminator, build_generator
 from synthgen.gan.architectures.shape import GanShape
 from synthgen.records import Plan
+from synthgen.report.wording import worth_sentence
 from synthgen.stages.workspace import Workspace
 
 
@@ -62,11 +63,12 @@ def sizes_table(workspace: Workspace) -> Table:
     return table
 
 
-def verdict_table(gain: dict[str, Any]) -> RenderableType:
+def verdict_table(gain: dict[str, Any], worth: dict[str, Any] | None = None) -> RenderableType:
     """What `make run` ends with: the arms in percent, then a row per scarce class with its gain and verdict.
 
     Args:
         gain: contents of metrics/gain.json.
+        worth: contents of metrics/worth.json, where that stage ran.
     """
     classes = gain["data"]["classes"]
     scarce = [slug for slug, facts in classes.items() if facts["scarce"]]
@@ -95,6 +97,8 @@ def verdict_table(gain: dict[str, Any]) -> RenderableType:
     told = [f"{gain['verdict']} ({gain['claim']})"]
     if gain["looks"]["exploratory"]:
         told.append(f"Exploratory: look {gain['looks']['look']} at these test images.")
+    if worth is not None:
+        told.append(worth_sentence(worth))
     return Group(arms, gains, *(escape(line) for line in told))
 
 

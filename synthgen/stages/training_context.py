@@ -29,13 +29,14 @@ def policies_of(arms: list[ArmSpec]) -> list[Policy]:
     return sorted(set(wanted))
 
 
-def variant_counts(data: PreparedData, folds: list[str], n_draws: int) -> NDArray[np.int64]:
+def variant_counts(data: PreparedData, folds: list[str], n_draws: int, thinnest: float = 1.0) -> NDArray[np.int64]:
     """How many variants of each pool image a balanced training can draw.
 
     Args:
         data: the prepared data.
         folds: measured folds.
         n_draws: steps x batch.
+        thinnest: the least share of a fold's images of a class that a training has.
     Returns:
         (n,) int64 for the rows of `split("final").train`: in the fold where its class has the fewest images, no
         variant of an image is drawn twice.
@@ -46,7 +47,8 @@ def variant_counts(data: PreparedData, folds: list[str], n_draws: int) -> NDArra
     for fold in [*folds, FINAL]:
         counted = np.bincount(data.labels[data.split(fold).train], minlength=n_classes)
         # a fold without an image of a class draws none, and must not ask for a whole training's draws of each
-        fewest = np.where(counted > 0, np.minimum(fewest, counted), fewest)
+        left = np.maximum(np.floor(counted * thinnest), 1).astype(np.int64)
+        fewest = np.where(counted > 0, np.minimum(fewest, left), fewest)
     per_class = np.ceil(n_draws / n_classes / fewest).astype(np.int64)
     counts: NDArray[np.int64] = np.maximum(per_class, 1)[data.labels[rows]]
     return counts
@@ -60,8 +62,9 @@ def build_context(
     *,
     device: torch.device,
     n_workers: int,
+    thinnest: float = 1.0,
 ) -> TrainingContext:
-    """Verifies the images, renders what the arms need, and puts it together."""
+    """Verifies the images, renders what the arms need, and puts it together; `thinnest`: see `variant_counts`."""
     config = workspace.config
     section = config.evaluate
     images = data.verified(np.arange(len(data.labels), dtype=np.int64))
@@ -69,7 +72,7 @@ def build_context(
     bank_rows = np.full(len(data.labels), -1, dtype=np.int64)
     bank_rows[pool] = np.arange(len(pool))
     n_draws = config.classifier.steps * config.classifier.batch
-    counts = variant_counts(data, workspace.plan.measured_folds, n_draws)
+    counts = variant_counts(data, workspace.plan.measured_folds, n_draws, thinnest)
     banks: dict[str, TransformBank] = {}
     with process_pool(n_workers) as executor:
         for policy in policies_of(arms):

@@ -112,6 +112,11 @@ class Workspace:
         return self.root / "metrics"
 
     @property
+    def worth(self) -> Path:
+        """Output of `worth` (git-tracked)."""
+        return self.metrics / "worth.json"
+
+    @property
     def reports(self) -> Path:
         """Output of `report`."""
         return self.root / "reports"

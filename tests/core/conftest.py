@@ -43,6 +43,7 @@ VERBS = [
     "evaluate --arm classical --workers 1",
     "challenge --arm best+synthetic --workers 1",
     "compare",
+    "worth --workers 1",
     "report",
     "verdict",
     "unlock",

@@ -255,6 +255,7 @@ def _project(root: Path) -> Path:
         ("evaluate --arm classical", "data/evaluation/classical"),
         ("challenge --arm best+synthetic", "data/challenge/best+synthetic"),
         ("compare", "metrics"),
+        ("worth", "metrics/worth.json"),
         ("report", "reports"),
     ],
 )

@@ -25,3 +25,6 @@ def test_a_fold_without_a_class_asks_for_no_variants_of_it() -> None:
     counts = variant_counts(data, ["f0", "f1", "f2"], 1200)
     assert set(counts[:12].tolist()) == {150}  # 600 draws of a over the 4 images of a fold
     assert set(counts[12:].tolist()) == {100}  # 600 draws of b over the 6 images of f1
+    thin = variant_counts(data, ["f0", "f1", "f2"], 1200, thinnest=0.5)
+    assert set(thin[:12].tolist()) == {300}
+    assert set(thin[12:].tolist()) == {200}

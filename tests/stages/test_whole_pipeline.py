@@ -27,6 +27,7 @@ from synthgen.stages.report import run_report
 from synthgen.stages.scratch import run_scratch
 from synthgen.stages.synthesize import run_synthesize
 from synthgen.stages.workspace import Workspace
+from synthgen.stages.worth import run_worth, thinned
 
 CPU = torch.device("cpu")
 PARAMS = """
@@ -74,6 +75,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     run_assemble(workspace)
     _train_and_judge(workspace)
     run_compare(workspace)
+    run_worth(workspace, CPU, n_workers=1)
     run_report(workspace)
     return workspace
 
@@ -275,3 +277,31 @@ def test_scratch_trains_each_class_alone(tmp_path: Path) -> None:
     train = data.split("f0").train
     seen = set(read_json(workspace.scratch_model("f0", "3") / "trained_on.json"))
     assert seen == set(data.sha256[train[data.labels[train] == 3]])
+
+
+def test_parts_of_the_scarce_classes_are_nested_and_hold_whole_objects(finished: Workspace) -> None:
+    data = load_prepared(finished.prepared)
+    train = data.split("f1").train
+    smaller, larger = (thinned(data, "f1", [3, 8], fraction, seed=0) for fraction in (0.25, 0.5))
+    assert set(smaller.tolist()) < set(larger.tolist()) < set(train.tolist())
+    assert np.array_equal(larger, train[np.isin(train, larger)])  # the order of training rows is kept
+    for label in range(10):
+        own, kept = (rows[data.labels[rows] == label] for rows in (train, larger))
+        if label not in (3, 8):
+            assert np.array_equal(own, kept)
+            continue
+        groups, kept_groups = set(data.groups[own].tolist()), set(data.groups[kept].tolist())
+        assert len(kept_groups) == -(-len(groups) // 2)
+        assert not kept_groups & set(data.groups[np.setdiff1d(own, kept)].tolist())
+
+
+def test_worth_stands_on_the_errors_that_compare_measured(finished: Workspace) -> None:
+    worth, gain = read_json(finished.worth), read_json(finished.metrics / "gain.json")
+    assert worth["arm"] == gain["challenger"] == "best+synthetic"
+    assert worth["error_with_synthetic"] == pytest.approx(1 - gain["arms"]["best+synthetic"]["scarce_recall"], abs=1e-6)
+    change = gain["overall"]["scarce_recall"]["mean"]
+    assert worth["curve"][-1]["error"] - worth["error_with_synthetic"] == pytest.approx(change, abs=1e-6)
+    images = [point["images"] for point in worth["curve"]]
+    assert images == sorted(images)
+    assert images[-1] == worth["n_real"]
+    assert "Worth in real images" in (finished.reports / "index.html").read_text()

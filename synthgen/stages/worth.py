@@ -1,0 +1,144 @@
+"""`synthgen worth`: how many real images of the scarce classes the synthetic ones stand for.
+
+Trains each fold's classical arm again on a part of its scarce images, which gives a learning curve, and places the
+challenger on it. The parts are nested and hold whole objects. Writes metrics/worth.json; no verdict depends on it.
+"""
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from synthgen.artifacts import read_json, write_json
+from synthgen.classifier.arms import classical_arm, measured_arm
+from synthgen.classifier.job_cache import kept_predictions
+from synthgen.classifier.jobs import TrainingJob, run_jobs, worker_count
+from synthgen.dataset.predictions import Predictions, load_predictions
+from synthgen.dataset.prepared import PreparedData, load_prepared
+from synthgen.errors import MeasurementError
+from synthgen.metrics.classification import confusion_counts, recall_per_class
+from synthgen.metrics.outcomes import average_where_known
+from synthgen.metrics.worth import Worth, worth_in_reals
+from synthgen.seeding import derive_seed
+from synthgen.stages.training_context import build_context
+from synthgen.stages.workspace import Workspace
+
+SCHEMA = 1
+
+
+def run_worth(workspace: Workspace, device: torch.device, n_workers: int | None = None) -> dict[str, Any]:
+    """Measures the learning curve and writes metrics/worth.json.
+
+    Returns:
+        its contents.
+    Raises:
+        ArtifactError: an evaluation is missing.
+        MeasurementError: no arm with synthetic images, no scarce class, or fractions that leave no curve.
+        TrainingError: see `train_classifier`.
+    """
+    config, plan = workspace.config, workspace.plan
+    workers = worker_count(n_workers)
+    data = load_prepared(workspace.prepared)
+    scarce = [plan.classes[slug].label for slug in plan.scarce_slugs]
+    if not config.challenge.arms or not scarce:
+        raise MeasurementError(
+            "there is nothing to place on a learning curve: challenge.arms is empty or plan.yaml has no scarce class; "
+            "name an arm in challenge.arms, or classes in plan.scarce"
+        )
+    challenger = measured_arm(config.challenge.arms)
+    record = read_json(workspace.evaluation(challenger) / "arm.json")
+    chosen = {fold: classical_arm(str(record["folds"][fold]["arm"])) for fold in plan.measured_folds}
+    fractions = sorted(set(config.worth.fractions))
+    thinnest = min(fractions)
+    context = build_context(
+        workspace, data, list(chosen.values()), {}, device=device, n_workers=workers, thinnest=thinnest
+    )
+    counts, errors = [], []
+    for fraction in fractions:
+        rows = {fold: thinned(data, fold, scarce, fraction, config.seed) for fold in plan.measured_folds}
+        jobs = [
+            TrainingJob(chosen[fold], fold, r, f"repeat {r}", rows[fold], [("test", data.split(fold).test)])
+            for fold in plan.measured_folds
+            for r in range(config.evaluate.repeats)
+        ]
+        name = f"worth-{fraction:g}"
+        with kept_predictions(workspace.root, name) as scratch:
+            found = run_jobs(jobs, context, n_workers=workers, description=f"worth {fraction:g}", scratch=scratch)
+        counts.append(_mean_count(data, rows, scarce))
+        errors.append([_scarce_error(found, fold, scarce) for fold in plan.measured_folds])
+    full = {fold: data.split(fold).train for fold in plan.measured_folds}
+    counts.append(_mean_count(data, full, scarce))
+    errors.append([_scarce_error(_evaluated(workspace, chosen[fold].name), fold, scarce) for fold in full])
+    synthetic = np.array([_scarce_error(_evaluated(workspace, challenger), fold, scarce) for fold in full])
+    curve = np.asarray(errors, dtype=np.float64).T  # (folds, counts)
+    known = ~(np.isnan(curve).any(axis=1) | np.isnan(synthetic))
+    if not known.any():
+        raise MeasurementError("no fold has a test image of a scarce class, so there is no learning curve")
+    placed = worth_in_reals(counts, curve[known], synthetic[known])
+    result = {"schema": SCHEMA, "arm": challenger, **worth_record(placed, counts, curve[known], synthetic[known])}
+    write_json(workspace.worth, result)
+    return result
+
+
+def thinned(data: PreparedData, fold: str, scarce: list[int], fraction: float, seed: int) -> NDArray[np.int64]:
+    """Training rows of a fold with a part of the objects of each scarce class; smaller parts lie inside larger ones.
+
+    Args:
+        data: for rows, labels and groups.
+        fold: `f0`, ...
+        scarce: labels that are thinned out.
+        fraction: of the objects of each, rounded up.
+        seed: of the run; it orders the objects.
+    Returns:
+        (n,) int64, in the order of the fold's training rows.
+    """
+    train = data.split(fold).train
+    keep = np.ones(len(train), dtype=bool)
+    for label in scarce:
+        own = data.labels[train] == label
+        groups = sorted(set(data.groups[train[own]].tolist()), key=lambda group: derive_seed(seed, "worth", group))
+        kept = groups[: math.ceil(fraction * len(groups))]
+        keep &= ~own | np.isin(data.groups[train], kept)
+    return train[keep]
+
+
+def _mean_count(data: PreparedData, rows: dict[str, NDArray[np.int64]], scarce: list[int]) -> float:
+    return float(np.mean([np.mean([np.sum(data.labels[found] == k) for k in scarce]) for found in rows.values()]))
+
+
+def _evaluated(workspace: Workspace, arm: str) -> Predictions:
+    return load_predictions(workspace.evaluation(arm) / "predictions.parquet")
+
+
+def _scarce_error(predictions: Predictions, fold: str, scarce: list[int]) -> float:
+    """1 - mean recall of the scarce classes in a fold, repeats averaged; nan without a test image of any of them."""
+    test = predictions.aligned(fold, "test")
+    recalls = [
+        recall_per_class(confusion_counts(test.labels, logits.argmax(axis=1), logits.shape[1]))[scarce]
+        for logits in test.logits
+    ]
+    return 1.0 - float(average_where_known(average_where_known(np.stack(recalls))))
+
+
+def worth_record(
+    worth: Worth, counts: list[float], curve: NDArray[np.float64], synthetic: NDArray[np.float64]
+) -> dict[str, Any]:
+    """Contents of metrics/worth.json (docs/schema.md); a bound that is open is null."""
+    more = worth.more
+    return {
+        "n_folds": worth.n_folds,
+        "n_real": round(worth.n_real, 2),
+        "curve": [
+            {"images": round(images, 2), "error": round(float(error), 6)}
+            for images, error in zip(counts, curve.mean(axis=0), strict=True)
+        ],
+        "error_with_synthetic": round(float(synthetic.mean()), 6),
+        "exponent": round(worth.exponent, 4),
+        "more_real_images": {
+            name: round(value, 2) if math.isfinite(value) else None
+            for name, value in zip(("mean", "low", "high"), more, strict=True)
+        },
+        "reason": worth.reason,
+    }
