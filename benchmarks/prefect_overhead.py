@@ -38,6 +38,7 @@ evaluate: {arms: [balanced, classical], repeats: 2, crossfit: true, share: 0.25,
 challenge: {arms: [best+synthetic, best+shared], policies: {}, choice: balanced_accuracy}
 assemble: {}
 compare: {}
+worth: {}
 report: {}
 """
 
@@ -80,6 +81,7 @@ def run_directly(project: Path) -> None:
     from synthgen.stages.scratch import run_scratch
     from synthgen.stages.synthesize import run_synthesize
     from synthgen.stages.workspace import Workspace
+    from synthgen.stages.worth import run_worth
 
     torch.set_num_threads(1)  # as the command line does for images of this size
     device = torch.device("cpu")
@@ -100,6 +102,7 @@ def run_directly(project: Path) -> None:
     for arm in workspace.config.challenge.arms:
         run_challenge(workspace, arm, device)
     run_compare(workspace)
+    run_worth(workspace, device)
     run_report(workspace)
 
 
