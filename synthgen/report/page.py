@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from synthgen.dataset.acceptance import Acceptance
+from synthgen.metrics.power import smallest_gain_at_best
 from synthgen.records import Plan
 from synthgen.report.environment import template_environment
 from synthgen.report.grids import Sprite
@@ -183,9 +184,22 @@ def _cards(content: ReportContent) -> list[dict[str, Any]]:
             "baseline": _baseline(gain, slug),
             "challenger": challenger.get("recall", {}).get(slug),
             "counts": gain["data"]["classes"].get(slug, {}),
+            "at_best": _at_best(gain, entry["n_test_groups"]),
         }
         for slug, entry in entries.items()
     ]
+
+
+def _at_best(gain: Mapping[str, Any], n_groups: int) -> float | None:
+    """The smallest gain that so many test groups could show in the best case; None where they could show none."""
+    smallest = smallest_gain_at_best(
+        n_groups,
+        n_folds=gain["n_folds"],
+        n_scarce=len(gain["gain"]),
+        level=(1 - gain["confidence"]) / 2,
+        frozen=gain["mode"] == "frozen",
+    )
+    return smallest if smallest < 1 else None
 
 
 def _arms(content: ReportContent) -> list[dict[str, Any]]:
