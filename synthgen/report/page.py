@@ -83,6 +83,26 @@ class CostRow:
 
 
 @dataclass(frozen=True)
+class ArmOrigin:
+    """What the label owes to origin in an arm, means over folds: in bits, and the probe's AUC; None if not measured."""
+
+    arm: str
+    auc: float | None
+    label_origin_bits: float | None
+    shortcut_bits: float | None
+
+
+@dataclass(frozen=True)
+class ClassArea:
+    """Area under the curve of the shortcut probe in one class of the `final` fold, its standard error, or why none."""
+
+    slug: str
+    auc: float | None
+    error: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
 class ReportContent:
     """All that the page shows.
 
@@ -97,6 +117,7 @@ class ReportContent:
         acceptance: shard -> selection, `SLUG` and `SLUG.shared`, of the `final` fold.
         examples, histories, choices, costs: see their classes; each may be empty.
         share: share of the draws that were synthetic.
+        origins: one per arm with synthetic images; areas: one per class of the release; either may be empty.
     """
 
     title: str
@@ -111,6 +132,8 @@ class ReportContent:
     choices: Sequence[ArmChoice] = ()
     costs: Sequence[CostRow] = ()
     share: float = 0.25
+    origins: Sequence[ArmOrigin] = ()
+    areas: Sequence[ClassArea] = ()
 
 
 def render_page(content: ReportContent) -> str:
@@ -149,6 +172,8 @@ def render_page(content: ReportContent) -> str:
             choice_arms=sorted({arm for choice in content.choices for arm in choice.scores}),
             costs=content.costs,
             share=content.share,
+            origins=content.origins,
+            areas=content.areas,
         )
     )
 
