@@ -269,12 +269,13 @@ def _lock_line(lock: FoundLock) -> str:
 
 @app.command()
 def sizes(project: Project = HERE) -> None:
-    """Print network sizes and training lengths that params.yaml asks for."""
+    """Print network sizes, training lengths, and the smallest gain that the test set could show."""
     from rich.console import Console
 
-    from synthgen.stages.tables import sizes_table
+    from synthgen.stages.tables import power_table, sizes_table
 
-    Console().print(sizes_table(_workspace(project)))
+    workspace = _workspace(project)
+    Console().print(sizes_table(workspace), power_table(workspace))
 
 
 @app.command()

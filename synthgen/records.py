@@ -50,7 +50,8 @@ class Plan(BaseModel):
     that of measured folds but where `plan.generator_seeds` asks for fewer; `pretrain_folds`, `adapt_slugs` and
     `scratch_slugs` are what the matrices of those stages run over (empty where the strategy has no use for the stage).
     `targets` and `class_names` repeat what `synthesize` depends on, without the counts beside it;
-    `versions` are those of the parts that wrote the plan (synthgen/versions.py).
+    `versions` are those of the parts that wrote the plan (synthgen/versions.py). `test_groups` counts per slug the
+    groups that are tested, over all folds or on the user's own test set: for people; no stage depends on it.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -66,6 +67,7 @@ class Plan(BaseModel):
     targets: dict[str, int]
     class_names: dict[str, str]
     versions: dict[str, int]
+    test_groups: dict[str, int] = {}
     classes: dict[str, ClassPlan]
 
     @model_validator(mode="before")

@@ -11,5 +11,6 @@ VERSIONS = {
     "selection": 1,
     "classifier": 2,
     "metrics": 1,
-    "report": 3,
+    "report": 4,
+    "probe": 1,
 }

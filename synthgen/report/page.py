@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from synthgen.dataset.acceptance import Acceptance
+from synthgen.metrics.power import smallest_gain_at_best
 from synthgen.records import Plan
 from synthgen.report.environment import template_environment
 from synthgen.report.grids import Sprite
@@ -83,6 +84,26 @@ class CostRow:
 
 
 @dataclass(frozen=True)
+class ArmOrigin:
+    """What the label owes to origin in an arm, means over folds: in bits, and the probe's AUC; None if not measured."""
+
+    arm: str
+    auc: float | None
+    label_origin_bits: float | None
+    shortcut_bits: float | None
+
+
+@dataclass(frozen=True)
+class ClassArea:
+    """Area under the curve of the shortcut probe in one class of the `final` fold, its standard error, or why none."""
+
+    slug: str
+    auc: float | None
+    error: float | None
+    reason: str | None
+
+
+@dataclass(frozen=True)
 class ReportContent:
     """All that the page shows.
 
@@ -98,6 +119,7 @@ class ReportContent:
         examples, histories, choices, costs: see their classes; each may be empty.
         share: share of the draws that were synthetic.
         worth: metrics/worth.json; None where there is none.
+        origins: one per arm with synthetic images; areas: one per class of the release; either may be empty.
     """
 
     title: str
@@ -113,6 +135,8 @@ class ReportContent:
     costs: Sequence[CostRow] = ()
     share: float = 0.25
     worth: Mapping[str, Any] | None = None
+    origins: Sequence[ArmOrigin] = ()
+    areas: Sequence[ClassArea] = ()
 
 
 def render_page(content: ReportContent) -> str:
@@ -153,6 +177,8 @@ def render_page(content: ReportContent) -> str:
             share=content.share,
             worth=content.worth,
             worth_sentence=worth_sentence(content.worth) if content.worth else "",
+            origins=content.origins,
+            areas=content.areas,
         )
     )
 
@@ -188,9 +214,22 @@ def _cards(content: ReportContent) -> list[dict[str, Any]]:
             "baseline": _baseline(gain, slug),
             "challenger": challenger.get("recall", {}).get(slug),
             "counts": gain["data"]["classes"].get(slug, {}),
+            "at_best": _at_best(gain, entry["n_test_groups"]),
         }
         for slug, entry in entries.items()
     ]
+
+
+def _at_best(gain: Mapping[str, Any], n_groups: int) -> float | None:
+    """The smallest gain that so many test groups could show in the best case; None where they could show none."""
+    smallest = smallest_gain_at_best(
+        n_groups,
+        n_folds=gain["n_folds"],
+        n_scarce=len(gain["gain"]),
+        level=(1 - gain["confidence"]) / 2,
+        frozen=gain["mode"] == "frozen",
+    )
+    return smallest if smallest < 1 else None
 
 
 def _arms(content: ReportContent) -> list[dict[str, Any]]:

@@ -17,11 +17,13 @@ from synthgen.classifier.jobs import fold_jobs, run_jobs, worker_count
 from synthgen.classifier.training import SyntheticImages
 from synthgen.config import POLICIES
 from synthgen.dataset.mixing import MixingPolicy, build_policy, policy_record
+from synthgen.dataset.origin_record import read_origin
 from synthgen.dataset.predictions import load_predictions, save_predictions
 from synthgen.dataset.prepared import PreparedData, load_prepared
 from synthgen.dataset.shards import read_images
 from synthgen.metrics.choice import choose_arm
 from synthgen.stages.evaluate import SCHEMA
+from synthgen.stages.shortcut import mean_bits, origin_of_fold
 from synthgen.stages.training_context import build_context, render_synthetic
 from synthgen.stages.workspace import Workspace
 
@@ -49,6 +51,14 @@ def run_challenge(workspace: Workspace, arm_name: str, device: torch.device, n_w
     synthetic = {
         fold: render_synthetic(workspace, images, policy, n_workers=workers) for fold, (images, _) in pools.items()
     }
+    recorded = {
+        fold: {
+            **details[fold],
+            "stand_ins": stand_ins,
+            "origin": origin_of_fold(policy, data.slugs, stand_ins, read_origin(workspace.synthetic(fold))),
+        }
+        for fold, (_, stand_ins) in pools.items()
+    }
     context = build_context(workspace, data, list(arms.values()), synthetic, device=device, n_workers=workers)
     jobs = [job for fold in folds for job in fold_jobs(data, arms[fold], fold, config.evaluate.repeats, crossfit=False)]
     with kept_predictions(workspace.root, arm_name) as scratch:
@@ -61,10 +71,11 @@ def run_challenge(workspace: Workspace, arm_name: str, device: torch.device, n_w
                     "schema": SCHEMA,
                     "arm": arm_name,
                     "description": _describe(base, policy, list(arms.values())),
-                    "folds": {fold: {**details[fold], "stand_ins": pools[fold][1]} for fold in folds},
+                    "folds": recorded,
                     "repeats": config.evaluate.repeats,
                     "share": round(policy.share(), 6),
                     "policy": policy_record(policy, data.class_names),
+                    "shortcut_bits": mean_bits(recorded),
                 },
             )
 

@@ -42,6 +42,10 @@ PROCEDURE_SECTIONS = (
 """Sections that decide what is compared and how: another value is another procedure, hence another look."""
 
 
+TELLING_PARTS = ("report", "probe")
+"""Parts of synthgen that describe a run and decide nothing of what is compared: a new version is no new look."""
+
+
 def _checked_parts(arm: str, predictions: Predictions, plan: Plan) -> dict[str, tuple[AlignedLogits, AlignedLogits]]:
     """fold -> (test, val) of one arm."""
     if predictions.n_classes != len(plan.slugs):
@@ -154,7 +158,7 @@ def _procedure_digest(workspace: Workspace, arms: list[str]) -> str:
         {
             "arms": arms,
             "config": {section: config[section] for section in PROCEDURE_SECTIONS},
-            "versions": {part: number for part, number in workspace.plan.versions.items() if part != "report"},
+            "versions": {part: number for part, number in workspace.plan.versions.items() if part not in TELLING_PARTS},
         }
     )
 

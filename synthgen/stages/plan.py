@@ -19,7 +19,14 @@ from synthgen.dataset.scarcity import nearest_name
 from synthgen.errors import ConfigError, PlanError
 from synthgen.records import FINAL, PLAN_COMMAND, ClassPlan, Plan, load_plan, save_plan
 from synthgen.stages.dvc_params import check_params_complete
-from synthgen.stages.survey import Survey, count_groups, count_images, scratch_folder, survey_source
+from synthgen.stages.survey import (
+    Survey,
+    count_groups,
+    count_images,
+    count_test_groups,
+    scratch_folder,
+    survey_source,
+)
 from synthgen.stages.workspace import Workspace
 from synthgen.versions import VERSIONS
 
@@ -159,6 +166,7 @@ def build_plan(section: PlanSection, survey: Survey) -> Plan:
         targets={slug: entry.target for slug, entry in classes.items()},
         class_names={slug: entry.class_name for slug, entry in classes.items()},
         versions=dict(VERSIONS),
+        test_groups={survey.slugs[name]: n_groups for name, n_groups in count_test_groups(survey).items()},
         classes=classes,
     )
 

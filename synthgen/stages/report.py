@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from synthgen.artifacts import atomic_file, read_json
 from synthgen.config import Config, MixingSection
 from synthgen.dataset.acceptance import Acceptance, read_acceptance
+from synthgen.dataset.origin_record import ORIGIN_FILE, read_origin
 from synthgen.dataset.prepared import PreparedData, load_prepared
 from synthgen.dataset.shards import count_rows, read_rows
 from synthgen.errors import ArtifactError
@@ -26,6 +27,8 @@ from synthgen.records import FINAL, Plan
 from synthgen.report.grids import evenly_spaced, example_grid
 from synthgen.report.page import (
     ArmChoice,
+    ArmOrigin,
+    ClassArea,
     ClassExamples,
     CostRow,
     FoldGain,
@@ -76,7 +79,7 @@ def collect_content(workspace: Workspace) -> ReportContent:
     gain = _read_gain(workspace.metrics / "gain.json")
     acceptance_file = workspace.synthetic(FINAL) / "acceptance.json"
     acceptance = read_acceptance(acceptance_file) if acceptance_file.exists() else {}
-    histories, record = _histories(workspace), _arm_record(workspace, gain)
+    histories, record = _histories(workspace), _arm_record(workspace, str(gain["challenger"]))
     return ReportContent(
         title=config.report.title,
         gain=gain,
@@ -91,6 +94,8 @@ def collect_content(workspace: Workspace) -> ReportContent:
         costs=cost_rows(config, plan, gain, histories, acceptance),
         share=float(record.get("share", MixingSection().share)),
         worth=read_json(workspace.worth) if workspace.worth.exists() else None,
+        origins=_origins(workspace, gain),
+        areas=_areas(workspace),
     )
 
 
@@ -170,8 +175,34 @@ def _histories(workspace: Workspace) -> list[ModelHistory]:
     return histories
 
 
-def _arm_record(workspace: Workspace, gain: Mapping[str, Any]) -> dict[str, Any]:
-    path = workspace.evaluation(str(gain["challenger"])) / "arm.json"
+def _origins(workspace: Workspace, gain: Mapping[str, Any]) -> list[ArmOrigin]:
+    """Means over folds of what each arm with synthetic images owes to origin; arms without a record stay out."""
+    found = []
+    for arm in (str(gain["challenger"]), *gain.get("beside", {})):
+        folds = _arm_record(workspace, arm).get("folds", {}).values()
+        origins = [entry["origin"] for entry in folds if isinstance(entry, dict) and "origin" in entry]
+        if origins:
+            keys = ("auc", "label_origin_bits", "shortcut_bits")
+            found.append(ArmOrigin(arm, *(_mean_known([one.get(key) for one in origins]) for key in keys)))
+    return found
+
+
+def _mean_known(values: Sequence[Any]) -> float | None:
+    known = [float(value) for value in values if value is not None]
+    return float(np.mean(known)) if known else None
+
+
+def _areas(workspace: Workspace) -> list[ClassArea]:
+    folder = workspace.synthetic(FINAL)
+    if not (folder / ORIGIN_FILE).exists():
+        return []
+    classes = read_origin(folder).pool("default").classes
+    shown = [(slug, classes[slug]) for slug in workspace.plan.slugs if slug in classes]
+    return [ClassArea(slug, entry.auc, entry.error, entry.reason) for slug, entry in shown]
+
+
+def _arm_record(workspace: Workspace, arm: str) -> dict[str, Any]:
+    path = workspace.evaluation(arm) / "arm.json"
     record = read_json(path) if path.exists() else {}
     return record if isinstance(record, dict) else {}
 

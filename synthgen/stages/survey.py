@@ -223,6 +223,17 @@ def count_groups(survey: Survey) -> dict[str, Counter[str]]:
     return counts
 
 
+def count_test_groups(survey: Survey) -> dict[str, int]:
+    """Class name -> groups that are tested: the user's test side, else pool and surplus over all folds together."""
+    tested = {"test"} if survey.frozen else {"pool", "surplus"}
+    names = survey.column(survey.scan.class_names)
+    seen = {
+        (name, group) for role, name, group in zip(survey.roles, names, survey.groups, strict=True) if role in tested
+    }
+    counts = Counter(name for name, _ in seen)
+    return {name: counts[name] for name in survey.class_names}
+
+
 def count_images(survey: Survey) -> dict[str, Counter[str]]:
     """Role -> class name -> number of images."""
     counts: dict[str, Counter[str]] = {}

@@ -1,7 +1,8 @@
 """`synthgen synthesize --fold FOLD`: labelled samples of every class, judged and selected.
 
 Reads the fold's generators and training images; writes `data/synthetic/FOLD/`. The teacher that judges is trained on
-the same training images as the generators; no other image is seen.
+the same training images as the generators; no other image is seen. The shortcut probe then says how well what was
+accepted can be told from those.
 """
 
 from typing import Any
@@ -15,6 +16,7 @@ from synthgen.classifier.arms import classical_arm
 from synthgen.classifier.networks import SMALL, SmallCnn
 from synthgen.classifier.prediction import extract_features, predict_logits
 from synthgen.classifier.training import RealImages, train_classifier
+from synthgen.dataset.origin_record import ORIGIN_FILE
 from synthgen.dataset.prepared import load_prepared, rows_of_index
 from synthgen.dataset.shards import SyntheticRows, write_synthetic_shard
 from synthgen.dataset.transforms import render_bank
@@ -24,6 +26,7 @@ from synthgen.gan.selection import Selection, select_samples, typical_distance
 from synthgen.progress import progress_bar
 from synthgen.seeding import derive_seed
 from synthgen.stages.gan_output import save_grid
+from synthgen.stages.shortcut import OriginWatch
 from synthgen.stages.training_context import BANK_FOLDER
 from synthgen.stages.workspace import Workspace
 
@@ -71,6 +74,7 @@ def run_synthesize(workspace: Workspace, fold: str, device: torch.device) -> Non
     features = extract_features(teacher, reals.images, device)
     fallback = float(np.median([typical_distance(features[labels == k]) for k in range(len(data.slugs))]))
 
+    origin = OriginWatch(images, labels, data.groups[rows], data.slugs, seed=config.seed, fold=fold, device=device)
     pools = [
         (slug, kind) for slug in plan.slugs for kind in _pools(plan.classes[slug].generator, plan.classes[slug].target)
     ]
@@ -119,6 +123,7 @@ def run_synthesize(workspace: Workspace, fold: str, device: torch.device) -> Non
                 class_names=data.class_names,
             )
             acceptance[name] = _acceptance(selection, gan)
+            origin.see(name, kept.images)
             if kind == "default":
                 preview.append(_preview_row(kept.images, sampled.images))
             advance()
@@ -131,6 +136,7 @@ def run_synthesize(workspace: Workspace, fold: str, device: torch.device) -> Non
                     "accepted": 0,
                 }
         write_json(partial / "acceptance.json", acceptance)
+        write_json(partial / ORIGIN_FILE, origin.record())
         if preview:
             save_grid(partial / "preview.png", np.stack(preview))
 

@@ -1,4 +1,4 @@
-"""Tables that the command line prints: the plan, how large the networks are, and the verdict."""
+"""Tables that the command line prints: the plan, the networks' sizes, what the test set could show, and the verdict."""
 
 from typing import Any
 
@@ -7,11 +7,16 @@ from rich.markup import escape
 from rich.table import Table
 
 from synthgen.classifier.networks import build_classifier, count_parameters
+from synthgen.errors import PlanError
 from synthgen.gan.architectures.build import build_discriminator, build_generator
 from synthgen.gan.architectures.shape import GanShape
-from synthgen.records import Plan
+from synthgen.metrics.power import groups_needed, smallest_gain_at_best
+from synthgen.records import PLAN_COMMAND, Plan
 from synthgen.report.wording import worth_sentence
 from synthgen.stages.workspace import Workspace
+
+WANTED_GAIN = 0.05
+"""The gain for which `power_table` says how many test objects it would take."""
 
 
 def plan_table(plan: Plan) -> Table:
@@ -61,6 +66,41 @@ def sizes_table(workspace: Workspace) -> Table:
     steps = f"{config.classifier.steps} steps of {config.classifier.batch}, every arm the same"
     table.add_row(f"classifier {config.classifier.network}", f"{count_parameters(classifier):,}", steps)
     return table
+
+
+def power_table(workspace: Workspace) -> RenderableType:
+    """Before any training: the smallest gain in recall that the test set could show in the best case, per scarce class.
+
+    Raises:
+        PlanError: plan.yaml does not count test groups.
+    """
+    plan, rules = workspace.plan, workspace.config.compare
+    level, n_folds, n_scarce = (1 - rules.confidence) / 2, len(plan.measured_folds), len(plan.scarce_slugs)
+    frozen = plan.mode == "frozen"
+    table = Table(title="what this test set could show, known before training", title_justify="left")
+    table.add_column("scarce class")
+    for heading in ("test objects", "smallest gain, points of recall", f"objects for {100 * WANTED_GAIN:g} points"):
+        table.add_column(heading, justify="right")
+    for slug in plan.scarce_slugs:
+        if slug not in plan.test_groups:
+            raise PlanError(f"{workspace.plan_file} does not count the test groups of {slug!r}; run `{PLAN_COMMAND}`")
+        n_groups = plan.test_groups[slug]
+        gain = smallest_gain_at_best(n_groups, n_folds=n_folds, n_scarce=n_scarce, level=level, frozen=frozen)
+        needed = groups_needed(WANTED_GAIN, n_folds=n_folds, n_scarce=n_scarce, level=level, frozen=frozen)
+        said = f"{100 * gain:.1f}" if gain < 1 else "none"
+        if n_groups < rules.min_test_groups:
+            said = f"none: under {rules.min_test_groups} objects"
+        table.add_row(
+            _plain(plan.classes[slug].class_name),
+            f"{n_groups:,}",
+            said,
+            "-" if needed is None else f"{max(needed, rules.min_test_groups):,}",
+        )
+    meaning = (
+        f"The best case, at {100 * rules.confidence:g} % confidence: objects are won outright, none is lost, folds "
+        "agree. Even then a smaller gain would be found in fewer than 4 of 5 such experiments."
+    )
+    return Group(table, meaning) if plan.scarce_slugs else "no class is scarce: there is no gain to look for"
 
 
 def verdict_table(gain: dict[str, Any], worth: dict[str, Any] | None = None) -> RenderableType:

@@ -10,7 +10,16 @@ import pytest
 from synthgen.dataset.acceptance import Acceptance
 from synthgen.records import FINAL, ClassPlan, Plan
 from synthgen.report.grids import example_grid
-from synthgen.report.page import ArmChoice, ClassExamples, CostRow, FoldGain, ModelHistory, ReportContent
+from synthgen.report.page import (
+    ArmChoice,
+    ArmOrigin,
+    ClassArea,
+    ClassExamples,
+    CostRow,
+    FoldGain,
+    ModelHistory,
+    ReportContent,
+)
 
 GAIN_FILE = Path(__file__).with_name("gain.json")
 HOSTILE = {
@@ -126,6 +135,13 @@ def make_content(names: dict[str, str] | None = None) -> ReportContent:
         choices=[
             ArmChoice(fold, arm, {a: 0.6 + 0.02 * i + (0.2 if a == arm else 0.0) for i, a in enumerate(arms)})
             for fold, arm in gain["chosen"].items()
+        ],
+        origins=[ArmOrigin("best+synthetic", 0.914, 0.0, 0.0), ArmOrigin("best+uneven", 0.871, 0.278, 0.0941)],
+        areas=[
+            ClassArea(slug, None, None, "4 real objects, at least 5 are needed")
+            if slug == "fray"
+            else ClassArea(slug, 0.914, 0.012, None)
+            for slug in plan.slugs
         ],
         costs=[CostRow("training the shared GAN", "48 kimg", "6 folds", "288 kimg")],
     )

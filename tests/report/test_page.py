@@ -109,6 +109,9 @@ def test_every_verdict_and_number_is_told(content: ReportContent) -> None:
         "all refused: diversity ratio 0.08 is below 0.2: <b>collapsed</b>",
         "25 % of the draws",
         "288 kimg",
+        "best+uneven87.1 %0.0940.278",
+        "91.4 % ± 1.2",
+        "not measured (4 real objects, at least 5 are needed)",
     ):
         assert fact in words, fact
     for arm in content.gain["arms"]:

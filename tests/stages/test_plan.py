@@ -1,8 +1,11 @@
 """`synthgen plan`: scarce classes by the stated rule, targets, and folds that hold still."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 from PIL import Image
+from rich.console import Console
 from ruamel.yaml import YAML
 from scipy.ndimage import gaussian_filter
 
@@ -10,9 +13,11 @@ from synthgen.config import PlanSection
 from synthgen.dataset.folds import read_folds
 from synthgen.dataset.prepared import load_prepared
 from synthgen.errors import ConfigError, LeakError, PlanError, SourceError
+from synthgen.metrics.power import groups_needed, smallest_gain_at_best
 from synthgen.records import load_plan
 from synthgen.stages.plan import choose_scarce, run_plan, target_count
 from synthgen.stages.prepare import run_prepare
+from synthgen.stages.tables import power_table
 from synthgen.stages.workspace import Workspace
 
 
@@ -272,3 +277,39 @@ def test_a_leak_in_a_pre_split_set_is_refused_or_taken_out(tmp_path, side):
     plan = run_plan(Workspace(tmp_path))
     assert plan.classes["big"].images == 11
     assert _sha(picture("train/big/c.png")) not in read_folds(tmp_path / "folds.csv")
+
+
+def test_test_groups_are_counted_for_people_and_no_stage_depends_on_them(tmp_path):
+    workspace = project(tmp_path, {"big": 24, "rare": 12}, source={"simulate_scarcity": {"keep": {"rare": 5}}})
+    plan = run_plan(workspace)
+    assert (plan.classes["rare"].groups, plan.test_groups) == (5, {"big": 24, "rare": 12})  # surplus is tested too
+    stages = YAML(typ="safe").load(Path(__file__).parents[2] / "dvc.yaml")["stages"].values()
+    named = [
+        key for stage in stages for entry in stage["params"] if isinstance(entry, dict) for key in entry["plan.yaml"]
+    ]
+    assert named
+    assert not [key for key in named if key.startswith("test_groups")]
+
+
+def test_only_the_users_own_test_side_counts_where_there_is_one(tmp_path):
+    project(tmp_path, {"big": 3, "rare": 2}, split="test")
+    plan = run_plan(project(tmp_path, {"large": 12, "rare": 9, "big": 12}, split="train"))
+    assert plan.mode == "frozen"
+    assert plan.test_groups == {"big": 3, "large": 0, "rare": 2}
+
+
+def test_sizes_says_before_training_what_the_test_set_could_show(tmp_path, capsys):
+    workspace = project(tmp_path, {"big": 24, "mid": 22, "rare": 8, "tiny": 3}, scarce=["rare", "tiny"])
+    run_plan(workspace)
+    Console(width=120).print(power_table(workspace))
+    said = capsys.readouterr().out
+    gain = smallest_gain_at_best(8, n_folds=4, n_scarce=2, level=0.025)
+    needed = groups_needed(0.05, n_folds=4, n_scarce=2, level=0.025)
+    rows = {line.split()[1]: " ".join(line.split()) for line in said.splitlines() if line.startswith("│")}
+    assert rows["rare"] == f"│ rare │ 8 │ {100 * gain:.1f} │ {needed} │"
+    assert rows["tiny"] == f"│ tiny │ 3 │ none: under 5 objects │ {needed} │"
+    assert "none is lost" in said
+    text = (tmp_path / "plan.yaml").read_text()
+    (tmp_path / "plan.yaml").write_text(text.replace("test_groups:\n  big: 24\n  mid: 22\n  rare: 8\n  tiny: 3\n", ""))
+    with pytest.raises(PlanError, match="does not count the test groups of 'rare'"):
+        power_table(Workspace(tmp_path))

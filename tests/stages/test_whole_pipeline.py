@@ -7,8 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from synthgen.artifacts import read_json
+from synthgen.artifacts import read_json, write_json
 from synthgen.dataset.mixing import MixingPolicy
+from synthgen.dataset.origin_record import ORIGIN_FILE, OriginRecord, read_origin
 from synthgen.dataset.predictions import load_predictions
 from synthgen.dataset.prepared import load_prepared
 from synthgen.dataset.shards import SyntheticRows, read_images, write_synthetic_shard
@@ -25,6 +26,7 @@ from synthgen.stages.prepare import run_prepare
 from synthgen.stages.pretrain import run_pretrain
 from synthgen.stages.report import run_report
 from synthgen.stages.scratch import run_scratch
+from synthgen.stages.shortcut import mean_bits, origin_of_fold
 from synthgen.stages.synthesize import run_synthesize
 from synthgen.stages.workspace import Workspace
 from synthgen.stages.worth import run_worth, thinned
@@ -305,3 +307,54 @@ def test_worth_stands_on_the_errors_that_compare_measured(finished: Workspace) -
     assert images == sorted(images)
     assert images[-1] == worth["n_real"]
     assert "Worth in real images" in (finished.reports / "index.html").read_text()
+
+
+def test_the_shortcut_probe_is_measured_in_every_fold_and_arm(finished: Workspace) -> None:
+    plan = finished.plan
+    for fold in plan.folds:
+        record = read_origin(finished.synthetic(fold))
+        assert set(record.pools) == {"default", "shared"}
+        for pool in record.pools.values():
+            # 30 steps of training leave a texture that cannot be missed
+            assert pool.auc is not None
+            assert pool.auc > 0.7
+            assert set(pool.classes) == set(plan.slugs)
+            assert all((entry.auc is None) == (entry.reason is not None) for entry in pool.classes.values())
+    for arm in finished.config.challenge.arms:
+        about = read_json(finished.evaluation(arm) / "arm.json")
+        origins = [entry["origin"] for entry in about["folds"].values()]
+        even = not any("real" in entry["stand_ins"].values() for entry in about["folds"].values())
+        for origin in origins:
+            assert 0.0 <= origin["shortcut_bits"] <= origin["label_origin_bits"] + 1e-6
+        assert about["shortcut_bits"] == pytest.approx(
+            np.mean([origin["shortcut_bits"] for origin in origins]), abs=1e-6
+        )
+        if arm == "classical+unwise":
+            assert about["shortcut_bits"] > 0.01
+        elif even:
+            assert about["shortcut_bits"] == 0.0
+    assert "best+synthetic" in (page := (finished.reports / "index.html").read_text(encoding="utf-8"))
+    assert "shortcut bits" in page
+
+
+def test_a_damaged_record_of_the_probe_is_one_line_with_the_remedy(finished: Workspace, tmp_path: Path) -> None:
+    record = read_json(finished.synthetic("f0") / ORIGIN_FILE)
+    for broken in ({**record, "pools": {}}, {**record, "pools": {"default": {"auc": "high"}}}, []):
+        write_json(tmp_path / ORIGIN_FILE, broken)
+        with pytest.raises(ArtifactError, match="dvc repro synthesize"):
+            read_origin(tmp_path)
+
+
+def test_a_class_that_its_own_reals_stand_in_for_gives_its_label_away() -> None:
+    found = {"n_real": 9, "n_objects": 9, "n_synthetic": 9, "auc": 1.0, "error": 0.0, "reason": None}
+    pool = {"auc": 1.0, "error": 0.0, "hit": 1.0, "false_alarm": 0.0, "classes": dict.fromkeys("ab", found)}
+    record = OriginRecord.model_validate({"pools": {"default": pool}})
+    policy = MixingPolicy("synthetic", "default", (0.25, 0.25))
+    assert origin_of_fold(policy, ["a", "b"], {"a": "shared"}, record)["shortcut_bits"] == 0.0
+    left_out = origin_of_fold(policy, ["a", "b"], {"a": "real"}, record)
+    bits = MixingPolicy("x", "default", (0.0, 0.25)).dependence()
+    assert left_out == {"auc": 1.0, "label_origin_bits": round(bits, 6), "shortcut_bits": round(bits, 6)}
+    blind = OriginRecord.model_validate({"pools": {"default": {**pool, "auc": None, "hit": None, "false_alarm": None}}})
+    assert origin_of_fold(policy, ["a", "b"], {}, blind)["shortcut_bits"] is None
+    assert mean_bits({"f0": {"origin": {"shortcut_bits": None}}, "f1": {"origin": left_out}}) == round(bits, 6)
+    assert mean_bits({"f0": {"origin": {"shortcut_bits": None}}}) is None
