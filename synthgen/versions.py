@@ -9,7 +9,7 @@ VERSIONS = {
     "dataset": 1,
     "gan": 2,
     "selection": 1,
-    "classifier": 2,
+    "classifier": 3,
     "metrics": 1,
     "report": 4,
     "probe": 1,

@@ -27,6 +27,9 @@ from synthgen.seeding import derive_seed, numpy_generator
 
 RETRAIN_FROM = 0.8
 """Share of a training after which an arm with a `retrained` head fits its last layer alone."""
+HEAD_RATE = 25.0
+"""Learning rate of that fit over that of the network: a fresh linear layer on fixed features is a convex problem, and at
+the network's own rate it would not be solved in a fifth of the steps (docs/experiments.md)."""
 
 
 @dataclass(frozen=True)
@@ -255,7 +258,9 @@ def _rate(arm: ArmSpec, step: int, steps: int) -> float:
     if arm.head == "joint":
         return learning_rate_factor(step, steps)
     first = retrain_from(steps)
-    return learning_rate_factor(step, first) if step < first else learning_rate_factor(step - first, steps - first)
+    if step < first:
+        return learning_rate_factor(step, first)
+    return HEAD_RATE * learning_rate_factor(step - first, steps - first)
 
 
 def build_mixer(arm: ArmSpec, n_classes: int, alpha: float) -> nn.Module | None:

@@ -207,6 +207,22 @@ def test_a_retrained_head_is_fitted_on_frozen_features_with_balanced_draws(monke
     assert moved == {"head.weight", "head.bias"}
 
 
+def test_a_retrained_head_comes_near_the_best_linear_one_on_its_features() -> None:
+    # at the features' rate a fresh head would hardly move in its fifth of the steps, and the arm would be a straw man
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.metrics import balanced_accuracy_score, log_loss
+
+    network = _train("decoupled", section=SECTION.model_copy(update={"lr": 2e-3, "steps": 300}))
+    reals = _reals()
+    features = extract_features(network, reals.images, CPU)
+    logits = torch.from_numpy(predict_logits(network, reals.images, CPU)).double()
+    best = LogisticRegression(C=100.0, class_weight="balanced", max_iter=5000).fit(features, reals.labels)
+    weights = 1.0 / np.bincount(reals.labels)[reals.labels]
+    loss = log_loss(reals.labels, logits.softmax(dim=1).numpy(), sample_weight=weights)
+    assert loss < log_loss(reals.labels, best.predict_proba(features), sample_weight=weights) + 0.1
+    assert balanced_accuracy_score(reals.labels, logits.argmax(dim=1).numpy()) > 0.95
+
+
 def test_a_network_without_a_linear_last_layer_cannot_be_decoupled() -> None:
     with pytest.raises(ConfigError, match="arm decoupled needs a network"):
         last_layer(build_classifier("squeezenet1_0", 64, 1, 5, 8), 5)
