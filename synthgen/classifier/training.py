@@ -28,8 +28,8 @@ from synthgen.seeding import derive_seed, numpy_generator
 RETRAIN_FROM = 0.8
 """Share of a training after which an arm with a `retrained` head fits its last layer alone."""
 HEAD_RATE = 25.0
-"""Learning rate of that fit over that of the network: a fresh linear layer on fixed features is a convex problem, and at
-the network's own rate it would not be solved in a fifth of the steps (docs/experiments.md)."""
+"""Learning rate of that fit over that of the network: a fresh linear layer on fixed features is a convex problem, and
+at the network's own rate it would not be solved in a fifth of the steps (docs/experiments.md)."""
 
 
 @dataclass(frozen=True)
