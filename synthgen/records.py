@@ -21,6 +21,11 @@ from synthgen.versions import VERSIONS
 FINAL = "final"
 PLAN_COMMAND = "synthgen plan"
 
+SEARCH_RUN = "policies"
+SEARCH_RESULT = "data/search/result.json"
+NOTHING_SEARCHED = "data/prepared/summary.json"
+"""What `challenge` depends on where no arm is searched for: a file that it reads anyway, since DVC wants one."""
+
 Strategy = Literal["adapted", "shared", "scratch"]
 
 
@@ -47,7 +52,8 @@ class Plan(BaseModel):
     """plan.yaml: written by `synthgen plan`, read by every stage and by dvc.yaml.
 
     `folds` are measured folds (`f0`...) followed by `final`; `pretrain_folds`, `adapt_slugs` and `scratch_slugs` are
-    what the matrices of those stages run over (empty where the strategy has no use for the stage).
+    what the matrices of those stages run over (empty where the strategy has no use for the stage). `search_runs` is the
+    matrix of `search`, empty where no arm is searched for; `searched_policies` the file that `challenge` depends on.
     `targets` and `class_names` repeat what `synthesize` depends on, without the counts beside it;
     `versions` are those of the parts that wrote the plan (synthgen/versions.py).
     """
@@ -61,6 +67,8 @@ class Plan(BaseModel):
     pretrain_folds: list[str]
     adapt_slugs: list[str]
     scratch_slugs: list[str]
+    search_runs: list[str] = []
+    searched_policies: str = NOTHING_SEARCHED
     targets: dict[str, int]
     class_names: dict[str, str]
     versions: dict[str, int]

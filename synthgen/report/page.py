@@ -14,6 +14,7 @@ from synthgen.records import Plan
 from synthgen.report.environment import template_environment
 from synthgen.report.grids import Sprite
 from synthgen.report.plots import CurvePlot, bar_length, curve_plot, forest_axis, forest_mark
+from synthgen.report.search_words import search_lines
 from synthgen.report.verdict import FORMS, compose_answer, form_of, usual_arm
 
 CONTENT_POLICY = "default-src 'none'; style-src 'unsafe-inline'; img-src data:; base-uri 'none'; form-action 'none'"
@@ -148,8 +149,17 @@ def render_page(content: ReportContent) -> str:
             choice_arms=sorted({arm for choice in content.choices for arm in choice.scores}),
             costs=content.costs,
             share=content.share,
+            search=_search(gain),
         )
     )
+
+
+def _search(gain: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the search among mixing policies chose in each fold; None where nothing was searched for."""
+    search = gain.get("search")
+    if not search:
+        return None
+    return {"lines": search_lines(search), "chosen": search["chosen"], "default": search["default"]}
 
 
 def _sentence(text: str) -> str:

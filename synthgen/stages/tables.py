@@ -10,6 +10,7 @@ from synthgen.classifier.networks import build_classifier, count_parameters
 from synthgen.gan.architectures.build import build_discriminator, build_generator
 from synthgen.gan.architectures.shape import GanShape
 from synthgen.records import Plan
+from synthgen.report.search_words import search_lines
 from synthgen.stages.workspace import Workspace
 
 
@@ -95,6 +96,8 @@ def verdict_table(gain: dict[str, Any]) -> RenderableType:
     told = [f"{gain['verdict']} ({gain['claim']})"]
     if gain["looks"]["exploratory"]:
         told.append(f"Exploratory: look {gain['looks']['look']} at these test images.")
+    if gain.get("search"):
+        told += search_lines(gain["search"])
     return Group(arms, gains, *(escape(line) for line in told))
 
 
