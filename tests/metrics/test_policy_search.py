@@ -5,12 +5,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from benchmarks.simulated_searches import BETTER, N_FOLDS, NAMES, simulate_search, typical_error
 from synthgen.metrics.intervals import Estimate
 from synthgen.metrics.paired_scores import ValidationRows
 from synthgen.metrics.policy_search import (
     LEVEL,
-    Outcome,
-    PolicySearch,
     judge_level,
     needed_gain,
     shrink,
@@ -18,59 +17,16 @@ from synthgen.metrics.policy_search import (
 )
 from synthgen.metrics.search_plan import REPEATS, halvings, least_trainings, plan_search
 
-N_FOLDS = 3
-NAMES = ["default", *(f"c{i}" for i in range(8))]
-
-
-def make_rows(generator: np.random.Generator, per_class: tuple[int, ...] = (8, 8, 4)) -> ValidationRows:
-    labels = np.concatenate([np.repeat(np.arange(len(per_class)), per_class) for _ in range(N_FOLDS)])
-    folds = np.repeat(np.arange(N_FOLDS), sum(per_class))
-    groups = np.array([f"g{i // 2}" for i in range(len(labels))])
-    order = generator.permutation(len(labels))
-    return ValidationRows(folds[order].astype(np.int64), labels[order].astype(np.int64), groups[order])
-
-
-def make_search(
-    seed: int, gains: dict[str, float] | None = None, names: list[str] | None = None, variants: int = 0
-) -> tuple[PolicySearch, ValidationRows, list[str]]:
-    """Scores: ease of a row, taste of a candidate for the object, luck of a training, and the candidate's true gain."""
-    generator = np.random.default_rng(seed)
-    rows = make_rows(generator)
-    objects = np.unique(rows.groups, return_inverse=True)[1]
-    ease = generator.normal(0, 0.3, int(objects.max()) + 1)[objects]
-    drawn: dict[str, np.ndarray] = {}
-
-    def train(name: str, repeats: int) -> np.ndarray:
-        own = np.random.default_rng([seed, *name.encode()])
-        taste = own.normal(0, 0.1, int(objects.max()) + 1)[objects]
-        luck = own.normal(0, 0.02, (20, N_FOLDS))[:, rows.folds]
-        noise = own.normal(0, 0.05, (20, len(rows.labels)))
-        drawn[name] = (ease + taste + luck + noise + (gains or {}).get(name, 0.0))[:repeats]
-        return drawn[name]
-
-    parts = validation_parts(rows, N_FOLDS)
-    units = {"final": np.ones(len(parts), bool), **{f"part {p}": parts != p for p in np.unique(parts)}}
-    used = names or NAMES
-    plan = plan_search(len(used), variants, N_FOLDS, 10_000)
-    assert plan is not None
-    search = PolicySearch(rows, units, used, plan, 10_000, train, lambda base: [f"{base}:{i}" for i in range(variants)])
-    return search, rows, [f"part {p}" for p in parts]
-
-
-def measured(search: PolicySearch, outcome: Outcome, units: list[str]) -> float:
-    scores = {name: search.train(name, repeats) for name, repeats in outcome.repeats.items()}
-    return search.expected_gain(outcome, units, scores).mean
-
 
 def test_among_equals_the_default_stays_and_the_reported_gain_is_no_winners_curse() -> None:
     n_searches = 200
     kept, reported, chosen_gains = 0, [], []
     for seed in range(n_searches):
-        search, _, units = make_search(seed, variants=2)
-        outcome = search.run()
+        simulated = simulate_search(seed, variants=2)
+        outcome = simulated.search.run()
         choice = outcome.choices["final"]
         kept += choice.name == "default"
-        reported.append(measured(search, outcome, units))
+        reported.append(simulated.expected_gain(outcome))
         chosen_gains.append(max(gain.mean for gain in outcome.gains["final"].values()))
     assert kept / n_searches >= 0.84
     # what the best looked like is far from 0, what is reported is not
@@ -80,31 +36,29 @@ def test_among_equals_the_default_stays_and_the_reported_gain_is_no_winners_curs
 
 
 def test_a_policy_better_by_three_standard_errors_and_more_is_chosen() -> None:
-    errors = []
-    for seed in range(5):
-        search, _, _ = make_search(seed)
-        errors.append(np.mean([gain.error for gain in search.run().gains["final"].values()]))
-    true_gain = 3.0 * float(np.mean(errors))
+    true_gain = 3.0 * typical_error()
     chosen, reported = [], []
     for seed in range(100, 140):
-        search, _, units = make_search(seed, {"c5": true_gain})
-        outcome = search.run()
+        simulated = simulate_search(seed, {BETTER: true_gain})
+        outcome = simulated.search.run()
         chosen.append(outcome.choices["final"].name)
-        reported.append(measured(search, outcome, units))
+        reported.append(simulated.expected_gain(outcome))
     # nine looks ask for 2.3 standard errors or so: a true 3 passes about three times in four, and nothing else does
-    assert chosen.count("c5") >= 24
-    assert set(chosen) <= {"c5", "default"}
+    assert chosen.count(BETTER) >= 24
+    assert set(chosen) <= {BETTER, "default"}
     assert 0.0 < np.mean(reported) < 1.2 * true_gain
-    always = [make_search(seed, {"c5": 2 * true_gain})[0].run().choices["final"].name for seed in range(100, 110)]
-    assert always.count("c5") >= 9
+    always = [
+        simulate_search(seed, {BETTER: 2 * true_gain}).search.run().choices["final"].name for seed in range(100, 110)
+    ]
+    assert always.count(BETTER) >= 9
 
 
 @settings(max_examples=8, deadline=None)
 @given(st.permutations(NAMES[1:]), st.integers(0, 10_000))
 def test_the_order_of_candidates_decides_nothing(order: list[str], seed: int) -> None:
     gains = {"c2": 0.08, "c6": 0.1}
-    first = make_search(seed, gains)[0].run()
-    other = make_search(seed, gains, ["default", *order])[0].run()
+    first = simulate_search(seed, gains).search.run()
+    other = simulate_search(seed, gains, ["default", *order]).search.run()
     assert first.choices == other.choices
     assert first.repeats == other.repeats
 
@@ -112,10 +66,10 @@ def test_the_order_of_candidates_decides_nothing(order: list[str], seed: int) ->
 @settings(max_examples=8, deadline=None)
 @given(st.integers(0, 10_000))
 def test_rows_that_a_unit_may_not_look_at_change_nothing_that_it_says(seed: int) -> None:
-    search, _, _ = make_search(seed, {"c3": 0.1}, variants=1)
-    hidden = ~search.units["part 0"]
+    search = simulate_search(seed, {"c3": 0.1}, variants=1).search
+    hidden = ~search.units["f0"]
     expected = search.run()
-    again, _, _ = make_search(seed, {"c3": 0.1}, variants=1)
+    again = simulate_search(seed, {"c3": 0.1}, variants=1).search
     train = again.train
 
     def disturbed(name: str, repeats: int) -> np.ndarray:
@@ -125,12 +79,12 @@ def test_rows_that_a_unit_may_not_look_at_change_nothing_that_it_says(seed: int)
 
     again.train = disturbed
     outcome = again.run()
-    assert outcome.choices["part 0"] == expected.choices["part 0"]
-    assert outcome.gains["part 0"] == expected.gains["part 0"]
+    assert outcome.choices["f0"] == expected.choices["f0"]
+    assert outcome.gains["f0"] == expected.gains["f0"]
 
 
 def test_what_does_not_fit_is_not_trained() -> None:
-    search, _, _ = make_search(3)
+    search = simulate_search(3).search
     search.allowed = search.plan.n_candidates * REPEATS * N_FOLDS
     outcome = search.run()
     assert (outcome.rungs, outcome.stopped) == (1, True)
@@ -139,7 +93,7 @@ def test_what_does_not_fit_is_not_trained() -> None:
 
 
 def test_later_rungs_repeat_what_is_left_and_the_default() -> None:
-    outcome = make_search(1)[0].run()
+    outcome = simulate_search(1).search.run()
     assert outcome.rungs == len(halvings(8)) == 4
     assert outcome.repeats["default"] == 4 * REPEATS
     assert sum(repeats == 4 * REPEATS for repeats in outcome.repeats.values()) <= 1 + N_FOLDS + 1

@@ -39,7 +39,7 @@ search: {trainings: 72, candidates: [half]}
 """
 
 
-def _write_pool(workspace: Workspace) -> None:
+def write_pool(workspace: Workspace) -> None:
     """Blurred training images stand for samples of a GAN."""
     data = load_prepared(workspace.prepared)
     for fold in workspace.plan.measured_folds:
@@ -70,7 +70,7 @@ def searched(tmp_path_factory: pytest.TempPathFactory) -> Workspace:
     workspace = Workspace(folder)
     run_plan(workspace)
     run_prepare(workspace)
-    _write_pool(workspace)
+    write_pool(workspace)
     for arm in workspace.config.evaluate.arms:
         run_evaluate(workspace, arm, CPU, n_workers=1)
     run_search(workspace, CPU, n_workers=1)
