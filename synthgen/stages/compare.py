@@ -148,7 +148,8 @@ def log_look(workspace: Workspace, test_digest: str, procedure_digest: str) -> i
     return known.index(procedure_digest) + 1
 
 
-def _procedure_digest(workspace: Workspace, arms: list[str]) -> str:
+def procedure_digest(workspace: Workspace, arms: list[str]) -> str:
+    """sha256 of what decides what is compared: arms, sections of params.yaml, versions of synthgen's parts."""
     config = workspace.config.model_dump(mode="json")
     # a search that no arm uses decides nothing, and must not make another look of the same procedure
     searched = ["search"] if workspace.config.challenge.searched_arms else []
@@ -260,7 +261,7 @@ def run_compare(workspace: Workspace) -> dict[str, Any]:
         rules=config.compare,
         digest=test_digest,
     )
-    look = log_look(workspace, test_digest, _procedure_digest(workspace, arms))
+    look = log_look(workspace, test_digest, procedure_digest(workspace, arms))
     record["recommended"] = recommended
     if config.challenge.searched_arms:
         record["search"] = read_json(workspace.evaluation(config.challenge.searched_arms[0]) / "arm.json")["search"]

@@ -18,7 +18,7 @@ from synthgen.errors import ArtifactError, ConfigError
 from synthgen.records import NOTHING_SEARCHED, SEARCH_RESULT
 from synthgen.stages import search
 from synthgen.stages.challenge import run_challenge
-from synthgen.stages.compare import run_compare
+from synthgen.stages.compare import procedure_digest, run_compare
 from synthgen.stages.evaluate import run_evaluate
 from synthgen.stages.plan import run_plan
 from synthgen.stages.prepare import run_prepare
@@ -235,3 +235,16 @@ def test_the_plan_has_the_stage_only_where_an_arm_is_searched_for(searched: Work
     other.plan_file.write_text("".join(line for line in lines if not line.startswith("search")))
     run_plan(Workspace(other.root))
     assert "search_runs: []" in other.plan_file.read_text()
+
+
+def test_another_budget_is_another_procedure_only_where_an_arm_is_searched_for(
+    searched: Workspace, tmp_path: Path
+) -> None:
+    def digest(text: str) -> str:
+        (tmp_path / "params.yaml").write_text(text)
+        return procedure_digest(Workspace(tmp_path), ["balanced"])
+
+    shutil.copy(searched.plan_file, tmp_path / "plan.yaml")
+    assert digest(PARAMS) != digest(PARAMS.replace("trainings: 72", "trainings: 73"))
+    unsearched = PARAMS.replace("best+searched", "best+synthetic")
+    assert digest(unsearched) == digest(unsearched.replace("trainings: 72", "trainings: 73"))
