@@ -39,6 +39,7 @@ challenge: {arms: [best+synthetic, best+shared], policies: {}, choice: balanced_
 assemble: {}
 compare: {}
 worth: {}
+search: {}
 report: {}
 """
 

@@ -5,7 +5,7 @@ Owns their order; what a stage does is its verb's matter, whether it is done is 
 prefect.yaml puts the same on a schedule.
 
     refresh ── augment   raw data to data set     (prepare, pretrain, adapt or scratch, synthesize, assemble)
-            ├─ measure   data set to gain         (evaluate, challenge, compare, report)
+            ├─ measure   data set to gain         (evaluate, search, challenge, compare, report)
             └─ release   gain to version          (gate, push, commit, tag, promotion); only with `publish`
 """
 

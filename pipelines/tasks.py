@@ -36,7 +36,7 @@ from pipelines.turns import one_writer
 from pipelines.verdict import escape_text, read_gain, verdict_table
 from pipelines.versioning import NAME
 
-TRAINING = frozenset({"pretrain", "adapt", "scratch", "synthesize", "evaluate", "challenge", "worth"})
+TRAINING = frozenset({"pretrain", "adapt", "scratch", "synthesize", "evaluate", "search", "challenge", "worth"})
 GPU_TAG = "gpu"
 VERDICT_KEY, VERSION_KEY = "verdict", "version"
 SAMPLES_KEY, REPORT_KEY, DATA_KEY = "samples", "report", "data-version"

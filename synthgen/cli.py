@@ -176,6 +176,15 @@ def evaluate(arm: Arm, project: Project = HERE, device: Device = None, workers: 
 
 
 @app.command()
+def search(project: Project = HERE, device: Device = None, workers: Workers = None) -> None:
+    """Find how synthetic images are best mixed in, on validation images, within a stated budget."""
+    with _writing(project, lambda workspace: workspace.search_result) as workspace:
+        from synthgen.stages.search import run_search
+
+        run_search(workspace, _device(device, workspace), workers)
+
+
+@app.command()
 def challenge(arm: Arm, project: Project = HERE, device: Device = None, workers: Workers = None) -> None:
     """Train and predict one arm with synthetic images in every fold."""
     with _writing(project, lambda workspace: workspace.evaluation(arm)) as workspace:

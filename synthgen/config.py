@@ -8,7 +8,7 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, model_validator
+from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
@@ -292,6 +292,8 @@ POLICIES = {"synthetic": MixingSection(), "shared": MixingSection(pool="shared")
 """Policies that are always there; `challenge.policies` adds others or says these anew."""
 MEASURED_POLICY = "synthetic"
 """The policy of the arm that the verdict is about, and of the data set that is released."""
+SEARCHED_POLICY = "searched"
+"""The policy that `synthgen search` chose for the fold; nobody else may use the name."""
 PolicyName = Annotated[str, StringConstraints(pattern=r"^[a-z][a-z0-9_]{0,31}$")]
 
 
@@ -301,6 +303,26 @@ class ChallengeSection(Section):
     arms: list[str]
     policies: dict[PolicyName, MixingSection] = {}
     choice: Literal["balanced_accuracy", "scarce_recall", "macro_f1"] = "balanced_accuracy"
+
+    @field_validator("policies")
+    @classmethod
+    def _reserved(cls, policies: dict[str, MixingSection]) -> dict[str, MixingSection]:
+        if SEARCHED_POLICY in policies:
+            raise ValueError(f"the name {SEARCHED_POLICY!r} means what `synthgen search` chooses; take another name")
+        return policies
+
+    @property
+    def searched_arms(self) -> list[str]:
+        """Arms whose policy is searched for."""
+        return [arm for arm in self.arms if arm.partition("+")[2] == SEARCHED_POLICY]
+
+
+class SearchSection(Section):
+    """The search among mixing policies, for arms `BASE+searched` (docs/method.md, "Search")."""
+
+    minutes: Positive = Field(default=30.0, description="what its trainings may take, as measured on the first ones")
+    trainings: Count | None = Field(default=None, description="how many, instead of minutes: the same on any machine")
+    candidates: list[PolicyName] = Field(default=[], description="policies of challenge.policies to try as well")
 
 
 class WorthSection(Section):
@@ -349,6 +371,7 @@ class Config(Section):
     assemble: AssembleSection = AssembleSection()
     evaluate: EvaluateSection
     challenge: ChallengeSection
+    search: SearchSection = SearchSection()
     compare: CompareSection = CompareSection()
     worth: WorthSection = WorthSection()
     report: ReportSection = ReportSection()

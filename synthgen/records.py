@@ -21,6 +21,11 @@ from synthgen.versions import VERSIONS
 FINAL = "final"
 PLAN_COMMAND = "synthgen plan"
 
+SEARCH_RUN = "policies"
+SEARCH_RESULT = "data/search/result.json"
+NOTHING_SEARCHED = "data/prepared/summary.json"
+"""What `challenge` depends on where no arm is searched for: a file that it reads anyway, since DVC wants one."""
+
 Strategy = Literal["adapted", "shared", "scratch"]
 
 
@@ -49,6 +54,8 @@ class Plan(BaseModel):
     `folds` are measured folds (`f0`...) followed by `final`; `parts` is the number of parts that the pool is cut into,
     that of measured folds but where `plan.generator_seeds` asks for fewer; `pretrain_folds`, `adapt_slugs` and
     `scratch_slugs` are what the matrices of those stages run over (empty where the strategy has no use for the stage).
+    `search_runs` is the matrix of `search`, empty where no arm is searched for; `searched_policies` the file that
+    `challenge` depends on.
     `targets` and `class_names` repeat what `synthesize` depends on, without the counts beside it;
     `versions` are those of the parts that wrote the plan (synthgen/versions.py). `test_groups` counts per slug the
     groups that are tested, over all folds or on the user's own test set: for people; no stage depends on it.
@@ -64,6 +71,8 @@ class Plan(BaseModel):
     pretrain_folds: list[str]
     adapt_slugs: list[str]
     scratch_slugs: list[str]
+    search_runs: list[str] = []
+    searched_policies: str = NOTHING_SEARCHED
     targets: dict[str, int]
     class_names: dict[str, str]
     versions: dict[str, int]

@@ -149,6 +149,13 @@ def challenge_arm(name: str, base: ArmSpec, policy: MixingPolicy) -> ArmSpec:
     return replace(base, name=name, description=f"{base.description} + {describe(policy)}", mixing=policy)
 
 
+def searched_arm(name: str, base: ArmSpec, policy: MixingPolicy | None) -> ArmSpec:
+    """As `challenge_arm`, by a policy that was searched for; None: `base` itself, without synthetic images."""
+    if policy is not None:
+        return challenge_arm(name, base, policy)
+    return replace(base, name=name, description=f"{base.description}, no synthetic images")
+
+
 def describe(policy: MixingPolicy) -> str:
     """A policy in few words, for tables: what differs from the default is said."""
     words = ["synthetic" if policy.name == "synthetic" else f"synthetic ({policy.name})"]

@@ -15,6 +15,7 @@ from synthgen.records import Plan
 from synthgen.report.environment import template_environment
 from synthgen.report.grids import Sprite
 from synthgen.report.plots import CurvePlot, bar_length, curve_plot, forest_axis, forest_mark
+from synthgen.report.search_words import search_lines
 from synthgen.report.verdict import FORMS, compose_answer, form_of, usual_arm
 from synthgen.report.wording import worth_sentence
 
@@ -179,8 +180,17 @@ def render_page(content: ReportContent) -> str:
             worth_sentence=worth_sentence(content.worth) if content.worth else "",
             origins=content.origins,
             areas=content.areas,
+            search=_search(gain),
         )
     )
+
+
+def _search(gain: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the search among mixing policies chose in each fold; None where nothing was searched for."""
+    search = gain.get("search")
+    if not search:
+        return None
+    return {"lines": search_lines(search), "chosen": search["chosen"], "default": search["default"]}
 
 
 def _sentence(text: str) -> str:

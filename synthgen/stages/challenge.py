@@ -5,24 +5,27 @@ cross-fitting, then trains that arm plus synthetic images. Writes `data/challeng
 """
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 
 from synthgen.artifacts import atomic_folder, write_json
-from synthgen.classifier.arms import BEST, ArmSpec, challenge_arm, classical_arm, describe, split_arm
+from synthgen.classifier.arms import BEST, ArmSpec, classical_arm, describe, searched_arm, split_arm
 from synthgen.classifier.job_cache import kept_predictions
 from synthgen.classifier.jobs import fold_jobs, run_jobs, worker_count
 from synthgen.classifier.training import SyntheticImages
-from synthgen.config import POLICIES
+from synthgen.config import POLICIES, SEARCHED_POLICY
 from synthgen.dataset.mixing import MixingPolicy, build_policy, policy_record
 from synthgen.dataset.origin_record import read_origin
 from synthgen.dataset.predictions import load_predictions, save_predictions
 from synthgen.dataset.prepared import PreparedData, load_prepared
 from synthgen.dataset.shards import read_images
 from synthgen.metrics.choice import choose_arm
+from synthgen.records import FINAL
 from synthgen.stages.evaluate import SCHEMA
+from synthgen.stages.searched import SearchedPolicies, read_searched
 from synthgen.stages.shortcut import mean_bits, origin_of_fold
 from synthgen.stages.training_context import build_context, render_synthetic
 from synthgen.stages.workspace import Workspace
@@ -41,24 +44,21 @@ def run_challenge(workspace: Workspace, arm_name: str, device: torch.device, n_w
     config, folds = workspace.config, workspace.plan.measured_folds
     workers = worker_count(n_workers)
     data = load_prepared(workspace.prepared)
-    policies = {**POLICIES, **config.challenge.policies}
-    base, policy_name = split_arm(arm_name, policies)
-    scarce = [data.slugs.index(slug) for slug in workspace.plan.scarce_slugs]
-    policy = build_policy(policy_name, policies[policy_name], data.class_names, scarce)
-    details = choose_in_folds(workspace, data) if base == BEST else {fold: {"arm": base} for fold in folds}
-    arms = {fold: challenge_arm(arm_name, classical_arm(str(details[fold]["arm"])), policy) for fold in folds}
-    pools = {fold: load_pool(workspace, fold, policy, data) for fold in folds}
-    synthetic = {
-        fold: render_synthetic(workspace, images, policy, n_workers=workers) for fold, (images, _) in pools.items()
+    base, mixing = policies_in_folds(workspace, arm_name, data)
+    details: dict[str, dict[str, Any]] = {fold: {"arm": base} for fold in folds}
+    if base == BEST:
+        details = choose_in_folds(workspace, data)
+    arms = {
+        fold: searched_arm(arm_name, classical_arm(str(details[fold]["arm"])), mixing.policies[fold]) for fold in folds
     }
-    recorded = {
-        fold: {
-            **details[fold],
-            "stand_ins": stand_ins,
-            "origin": origin_of_fold(policy, data.slugs, stand_ins, read_origin(workspace.synthetic(fold))),
-        }
-        for fold, (_, stand_ins) in pools.items()
-    }
+    synthetic: dict[str, SyntheticImages] = {}
+    for fold in folds:
+        details[fold] |= {"stand_ins": {}, **mixing.record_of(fold, data.class_names)}
+        if (policy := mixing.policies[fold]) is not None:
+            images, stand_ins = load_pool(workspace, fold, policy, data)
+            origin = origin_of_fold(policy, data.slugs, stand_ins, read_origin(workspace.synthetic(fold)))
+            details[fold] |= {"stand_ins": stand_ins, "origin": origin}
+            synthetic[fold] = render_synthetic(workspace, images, policy, n_workers=workers)
     context = build_context(workspace, data, list(arms.values()), synthetic, device=device, n_workers=workers)
     jobs = [job for fold in folds for job in fold_jobs(data, arms[fold], fold, config.evaluate.repeats, crossfit=False)]
     with kept_predictions(workspace.root, arm_name) as scratch:
@@ -70,18 +70,67 @@ def run_challenge(workspace: Workspace, arm_name: str, device: torch.device, n_w
                 {
                     "schema": SCHEMA,
                     "arm": arm_name,
-                    "description": _describe(base, policy, list(arms.values())),
-                    "folds": recorded,
+                    "description": _describe(base, mixing, list(arms.values())),
+                    "folds": details,
                     "repeats": config.evaluate.repeats,
-                    "share": round(policy.share(), 6),
-                    "policy": policy_record(policy, data.class_names),
-                    "shortcut_bits": mean_bits(recorded),
+                    "share": round(mixing.released.share(), 6) if mixing.released else 0.0,
+                    "policy": policy_record(mixing.released, data.class_names) if mixing.released else None,
+                    "shortcut_bits": mean_bits(details),
+                    **({"search": mixing.searched.summary} if mixing.searched else {}),
                 },
             )
 
 
-def _describe(base: str, policy: MixingPolicy, arms: Sequence[ArmSpec]) -> str:
-    return f"the fold's best classical arm + {describe(policy)}" if base == BEST else arms[0].description
+@dataclass(frozen=True)
+class FoldPolicies:
+    """How synthetic images are mixed in, fold by fold.
+
+    Attributes:
+        policies: fold -> policy; None: no synthetic images.
+        released: what stands for all: the one policy, or that which the search chose for the release.
+        searched: the search behind them; None: a policy of params.yaml, the same in all folds.
+    """
+
+    policies: dict[str, MixingPolicy | None]
+    released: MixingPolicy | None
+    searched: SearchedPolicies | None = None
+
+    def record_of(self, fold: str, class_names: Sequence[str]) -> dict[str, Any]:
+        """What arm.json says of one fold beside what it says of the arm."""
+        if self.searched is None:
+            return {}
+        policy = self.policies[fold]
+        return {
+            "candidate": self.searched.names[fold],
+            "policy": policy_record(policy, class_names) if policy else None,
+        }
+
+
+def policies_in_folds(workspace: Workspace, arm_name: str, data: PreparedData) -> tuple[str, FoldPolicies]:
+    """The base of an arm and its policy in every fold.
+
+    Raises:
+        ConfigError: no such arm or policy.
+        ArtifactError: the arm is searched for, and there is no usable result of `synthgen search`.
+    """
+    folds = workspace.plan.measured_folds
+    policies = {**POLICIES, **workspace.config.challenge.policies}
+    base, name = split_arm(arm_name, [*policies, SEARCHED_POLICY])
+    if name == SEARCHED_POLICY:
+        found = read_searched(workspace, data.class_names)
+        return base, FoldPolicies({fold: found.policies[fold] for fold in folds}, found.policies[FINAL], found)
+    scarce = [data.slugs.index(slug) for slug in workspace.plan.scarce_slugs]
+    policy = build_policy(name, policies[name], data.class_names, scarce)
+    return base, FoldPolicies(dict.fromkeys(folds, policy), policy)
+
+
+def _describe(base: str, mixing: FoldPolicies, arms: Sequence[ArmSpec]) -> str:
+    mixed = describe(mixing.released) if mixing.released else "no synthetic images"
+    if mixing.searched:
+        mixed = f"what the search chose in the fold (for the release: {mixed})"
+    if base == BEST:
+        return f"the fold's best classical arm + {mixed}"
+    return f"{classical_arm(base).description} + {mixed}" if mixing.searched else arms[0].description
 
 
 def choose_in_folds(workspace: Workspace, data: PreparedData) -> dict[str, dict[str, Any]]:

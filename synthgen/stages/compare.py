@@ -152,12 +152,15 @@ def log_look(workspace: Workspace, test_digest: str, procedure_digest: str) -> i
     return known.index(procedure_digest) + 1
 
 
-def _procedure_digest(workspace: Workspace, arms: list[str]) -> str:
+def procedure_digest(workspace: Workspace, arms: list[str]) -> str:
+    """sha256 of what decides what is compared: arms, sections of params.yaml, versions of synthgen's parts."""
     config = workspace.config.model_dump(mode="json")
+    # a search that no arm uses decides nothing, and must not make another look of the same procedure
+    searched = ["search"] if workspace.config.challenge.searched_arms else []
     return digest_of(
         {
             "arms": arms,
-            "config": {section: config[section] for section in PROCEDURE_SECTIONS},
+            "config": {section: config[section] for section in [*PROCEDURE_SECTIONS, *searched]},
             "versions": {part: number for part, number in workspace.plan.versions.items() if part not in TELLING_PARTS},
         }
     )
@@ -262,8 +265,10 @@ def run_compare(workspace: Workspace) -> dict[str, Any]:
         rules=config.compare,
         digest=test_digest,
     )
-    look = log_look(workspace, test_digest, _procedure_digest(workspace, arms))
+    look = log_look(workspace, test_digest, procedure_digest(workspace, arms))
     record["recommended"] = recommended
+    if config.challenge.searched_arms:
+        record["search"] = read_json(workspace.evaluation(config.challenge.searched_arms[0]) / "arm.json")["search"]
     record["n_repeats"] = int(test_parts[0].logits.shape[0])
     record["looks"] = {"test_digest": test_digest, "look": look, "exploratory": look > 1}
     with atomic_file(workspace.metrics / "classes.csv") as temporary:

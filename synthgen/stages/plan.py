@@ -13,11 +13,21 @@ import numpy as np
 
 from synthgen.artifacts import atomic_file
 from synthgen.classifier.arms import classical_arm, split_arm
-from synthgen.config import POLICIES, Config, PlanSection
+from synthgen.config import POLICIES, SEARCHED_POLICY, Config, MixingSection, PlanSection, read_yaml
 from synthgen.dataset.folds import KnownImage, format_folds, read_folds
 from synthgen.dataset.scarcity import nearest_name
 from synthgen.errors import ConfigError, PlanError
-from synthgen.records import FINAL, PLAN_COMMAND, ClassPlan, Plan, load_plan, save_plan
+from synthgen.records import (
+    FINAL,
+    NOTHING_SEARCHED,
+    PLAN_COMMAND,
+    SEARCH_RESULT,
+    SEARCH_RUN,
+    ClassPlan,
+    Plan,
+    load_plan,
+    save_plan,
+)
 from synthgen.stages.dvc_params import check_params_complete
 from synthgen.stages.survey import (
     Survey,
@@ -51,7 +61,7 @@ def run_plan(workspace: Workspace, *, reassign: bool = False) -> Plan:
     previous = {} if reassign else known_images(workspace)
     with scratch_folder(workspace.root) as scratch:
         survey = survey_source(config, workspace.root, previous, scratch)
-        plan = build_plan(config.plan, survey)
+        plan = with_search(build_plan(config.plan, survey), config)
         table = format_folds(survey.known)
     if not _is_written(workspace.plan_file, plan):
         save_plan(workspace.plan_file, plan)
@@ -69,13 +79,25 @@ def check_arms(config: Config) -> None:
     """
     for name in config.evaluate.arms:
         classical_arm(name)
-    policies = {**POLICIES, **config.challenge.policies}
+    # what is searched for is never a pool that there is not
+    policies = {**POLICIES, **config.challenge.policies, SEARCHED_POLICY: MixingSection()}
     for name in config.challenge.arms:
         _, policy = split_arm(name, policies)
         if policies[policy].pool == "shared" and config.plan.strategy == "scratch":
             raise ConfigError(
                 f"challenge.arms: {name} needs a shared GAN, which plan.strategy scratch has not; remove it"
             )
+
+
+def with_search(plan: Plan, config: Config) -> Plan:
+    """The plan with the stage `search` in it if an arm of `challenge.arms` is searched for."""
+    wanted = bool(config.challenge.searched_arms)
+    return plan.model_copy(
+        update={
+            "search_runs": [SEARCH_RUN] if wanted else [],
+            "searched_policies": SEARCH_RESULT if wanted else NOTHING_SEARCHED,
+        }
+    )
 
 
 def check_scarce(plan: Plan) -> None:
@@ -119,7 +141,8 @@ def _folds_drawn(path: Path) -> int | None:
 
 def _is_written(path: Path, plan: Plan) -> bool:
     try:
-        return path.exists() and load_plan(path) == plan
+        # compared as written: dvc.yaml knows none of the defaults that load_plan fills in
+        return path.exists() and bool(read_yaml(path) == plan.model_dump())
     except (PlanError, ConfigError):
         return False
 

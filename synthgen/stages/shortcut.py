@@ -133,7 +133,7 @@ def origin_of_fold(
 
 
 def mean_bits(folds: Mapping[str, Mapping[str, Any]]) -> float | None:
-    """Mean of `origin.shortcut_bits` over the folds that have it; None without any."""
-    found = [entry["origin"]["shortcut_bits"] for entry in folds.values()]
+    """Mean of `origin.shortcut_bits` over the folds that have it (none without synthetic images); None without any."""
+    found = [entry["origin"]["shortcut_bits"] for entry in folds.values() if "origin" in entry]
     known = [bits for bits in found if bits is not None]
     return round(float(np.mean(known)), 6) if known else None

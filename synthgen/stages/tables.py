@@ -12,6 +12,7 @@ from synthgen.gan.architectures.build import build_discriminator, build_generato
 from synthgen.gan.architectures.shape import GanShape
 from synthgen.metrics.power import groups_needed, smallest_gain_at_best
 from synthgen.records import PLAN_COMMAND, Plan
+from synthgen.report.search_words import search_lines
 from synthgen.report.wording import worth_sentence
 from synthgen.stages.workspace import Workspace
 
@@ -139,6 +140,8 @@ def verdict_table(gain: dict[str, Any], worth: dict[str, Any] | None = None) -> 
         told.append(f"Exploratory: look {gain['looks']['look']} at these test images.")
     if worth is not None:
         told.append(worth_sentence(worth))
+    if gain.get("search"):
+        told += search_lines(gain["search"])
     return Group(arms, gains, *(escape(line) for line in told))
 
 

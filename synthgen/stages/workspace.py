@@ -9,7 +9,7 @@ from pathlib import Path
 
 from synthgen.config import Config, load_config
 from synthgen.errors import PlanError
-from synthgen.records import PLAN_COMMAND, Plan, load_plan
+from synthgen.records import PLAN_COMMAND, SEARCH_RESULT, Plan, load_plan
 from synthgen.versions import VERSIONS
 
 
@@ -105,6 +105,11 @@ class Workspace:
         """Output of `evaluate@ARM` (classical arms) or `challenge@ARM` (arms with synthetic images)."""
         kind = "challenge" if arm in self.config.challenge.arms else "evaluation"
         return self.root / "data" / kind / arm
+
+    @property
+    def search_result(self) -> Path:
+        """Output of `search`."""
+        return self.root / SEARCH_RESULT
 
     @property
     def metrics(self) -> Path:

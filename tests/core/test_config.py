@@ -45,6 +45,12 @@ def test_defaults_hold_the_lesson_of_the_experiments() -> None:
         ({"prepare": {"image_size": 48}}, r"prepare\.image_size: .*8, 16, 28, 32, 64 or 128.*got '48'"),
         ({"challenge": {"arms": ["best+x"], "policies": {"x": {"share": 1.0}}}}, r"policies\.x\.share: .*less than 1"),
         ({"challenge": {"arms": ["best+x"], "policies": {"../x": {}}}}, r"challenge\.policies\.\.\./x"),
+        (
+            {"challenge": {"arms": ["best+searched"], "policies": {"searched": {}}}},
+            r"challenge\.policies: .*'searched' means what `synthgen search` chooses; take another name",
+        ),
+        ({"search": {"minutes": 0.0}}, r"search\.minutes: .*greater than 0.*got '0.0'"),
+        ({"search": {"trainings": 0}}, r"search\.trainings: .*greater than or equal to 1"),
         ({"evaluate": {"arms": ["balanced"], "repeats": 1}}, r"evaluate\.repeats: "),
         ({"source": {"type": "imagefolders"}}, r"source\.type: "),
     ],

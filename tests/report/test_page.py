@@ -171,3 +171,29 @@ def test_a_bare_run_still_gives_a_page(content: ReportContent) -> None:
     assert document.stack == []
     assert "The scarcity is that of the raw data" in document.words
     assert "None: every file could be read and used." in document.words
+
+
+def test_a_search_is_told_with_its_choice_gain_and_cost_and_only_where_there_was_one(content: ReportContent) -> None:
+    assert "The search for a mixing policy" not in render_page(content)
+    gain = {"mean": 0.012, "low": -0.004, "high": 0.028, "n": 40}
+    chosen = {fold: {"candidate": "share=0.5", "shrunk": 0.009} for fold in ("f0", "f1", "final")}
+    chosen["f1"] = {"candidate": "<b>mine</b>", "shrunk": 0.0}
+    search = {
+        "default": "synthetic",
+        "chosen": chosen,
+        "expected_gain": {"score": gain, "balanced_accuracy": gain},
+        "cost": {"trainings": 1234, "steps": 9, "seconds": 754.0, "rungs": 3, "stopped": True},
+        "budget": {"minutes": 13.0, "seconds_each": 0.6, "trainings": 1300},
+        "counts": "all classes",
+    }
+    page = render_page(dataclasses.replace(content, gain={**content.gain, "search": search}))
+    for fact in (
+        "chose share=0.5 instead of synthetic",
+        "share=0.5 in 1 of 2",
+        "+1.2 (\u22120.4 to +2.8) of balanced accuracy",
+        "12.6 minutes; the budget held",
+        "it stopped there",
+        "&lt;b&gt;mine&lt;/b&gt;",
+    ):
+        assert fact in page, fact
+    assert "<b>mine" not in page

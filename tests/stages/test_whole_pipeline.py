@@ -358,3 +358,4 @@ def test_a_class_that_its_own_reals_stand_in_for_gives_its_label_away() -> None:
     assert origin_of_fold(policy, ["a", "b"], {}, blind)["shortcut_bits"] is None
     assert mean_bits({"f0": {"origin": {"shortcut_bits": None}}, "f1": {"origin": left_out}}) == round(bits, 6)
     assert mean_bits({"f0": {"origin": {"shortcut_bits": None}}}) is None
+    assert mean_bits({"f0": {"arm": "classical", "stand_ins": {}}}) is None  # a search chose no synthetic images
