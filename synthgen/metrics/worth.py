@@ -48,6 +48,11 @@ class Worth:
         return self.equivalent - self.n_real, self.low - self.n_real, self.high - self.n_real
 
 
+def unplaced(n_real: float, n_folds: int, reason: str, exponent: float = math.nan) -> Worth:
+    """No number, and why."""
+    return Worth(n_real, math.nan, 0.0, math.inf, exponent, n_folds, reason)
+
+
 def learning_exponent(counts: Sequence[float], errors: NDArray[np.float64]) -> float:
     """b of error = a n^-b, by least squares of log error on log n.
 
@@ -106,7 +111,7 @@ def worth_in_reals(
     ratio = _log_ratio(counts, errors, synthetic)
     if math.isnan(ratio):
         reason = "more real images did not lower the error of the arm without synthetic ones"
-        return Worth(n_real, math.nan, 0.0, math.inf, exponent, n_folds, reason)
+        return unplaced(n_real, n_folds, reason, exponent)
     if ratio > math.log(FARTHEST):
         reason = f"over {FARTHEST:g} times the real images there are, where no curve was measured"
         return Worth(n_real, math.nan, n_real, math.inf, exponent, n_folds, reason)

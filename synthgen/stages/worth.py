@@ -12,7 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from synthgen.artifacts import read_json, write_json
-from synthgen.classifier.arms import classical_arm, measured_arm
+from synthgen.classifier.arms import ArmSpec, classical_arm, measured_arm
 from synthgen.classifier.job_cache import kept_predictions
 from synthgen.classifier.jobs import TrainingJob, run_jobs, worker_count
 from synthgen.dataset.predictions import Predictions, load_predictions
@@ -20,7 +20,7 @@ from synthgen.dataset.prepared import PreparedData, load_prepared
 from synthgen.errors import MeasurementError
 from synthgen.metrics.classification import confusion_counts, recall_per_class
 from synthgen.metrics.outcomes import average_where_known
-from synthgen.metrics.worth import Worth, worth_in_reals
+from synthgen.metrics.worth import Worth, unplaced, worth_in_reals
 from synthgen.seeding import derive_seed
 from synthgen.stages.training_context import build_context
 from synthgen.stages.workspace import Workspace
@@ -29,19 +29,18 @@ SCHEMA = 1
 
 
 def run_worth(workspace: Workspace, device: torch.device, n_workers: int | None = None) -> dict[str, Any]:
-    """Measures the learning curve and writes metrics/worth.json.
+    """Measures the learning curve and writes metrics/worth.json; where there can be none, it says why.
 
     Returns:
         its contents.
     Raises:
         ArtifactError: an evaluation is missing.
-        MeasurementError: no arm with synthetic images, no scarce class, or fractions that leave no curve.
+        MeasurementError: no arm with synthetic images, or no scarce class.
         TrainingError: see `train_classifier`.
     """
     config, plan = workspace.config, workspace.plan
-    workers = worker_count(n_workers)
     data = load_prepared(workspace.prepared)
-    scarce = [plan.classes[slug].label for slug in plan.scarce_slugs]
+    scarce = scarce_labels(workspace)
     if not config.challenge.arms or not scarce:
         raise MeasurementError(
             "there is nothing to place on a learning curve: challenge.arms is empty or plan.yaml has no scarce class; "
@@ -50,36 +49,72 @@ def run_worth(workspace: Workspace, device: torch.device, n_workers: int | None 
     challenger = measured_arm(config.challenge.arms)
     record = read_json(workspace.evaluation(challenger) / "arm.json")
     chosen = {fold: classical_arm(str(record["folds"][fold]["arm"])) for fold in plan.measured_folds}
-    fractions = sorted(set(config.worth.fractions))
-    thinnest = min(fractions)
-    context = build_context(
-        workspace, data, list(chosen.values()), {}, device=device, n_workers=workers, thinnest=thinnest
-    )
-    counts, errors = [], []
-    for fraction in fractions:
-        rows = {fold: thinned(data, fold, scarce, fraction, config.seed) for fold in plan.measured_folds}
-        jobs = [
-            TrainingJob(chosen[fold], fold, r, f"repeat {r}", rows[fold], [("test", data.split(fold).test)])
-            for fold in plan.measured_folds
-            for r in range(config.evaluate.repeats)
-        ]
-        name = f"worth-{fraction:g}"
-        with kept_predictions(workspace.root, name) as scratch:
-            found = run_jobs(jobs, context, n_workers=workers, description=f"worth {fraction:g}", scratch=scratch)
-        counts.append(_mean_count(data, rows, scarce))
-        errors.append([_scarce_error(found, fold, scarce) for fold in plan.measured_folds])
     full = {fold: data.split(fold).train for fold in plan.measured_folds}
-    counts.append(_mean_count(data, full, scarce))
-    errors.append([_scarce_error(_evaluated(workspace, chosen[fold].name), fold, scarce) for fold in full])
+    n_real = _mean_count(data, full, scarce)
+    at_all = [_scarce_error(_evaluated(workspace, chosen[fold].name), fold, scarce) for fold in full]
     synthetic = np.array([_scarce_error(_evaluated(workspace, challenger), fold, scarce) for fold in full])
-    curve = np.asarray(errors, dtype=np.float64).T  # (folds, counts)
+    parts = _smaller_parts(workspace, data, scarce, n_real)
+    counts = [*parts, n_real]
+    curve = np.array([*_part_errors(workspace, data, chosen, parts, device, n_workers), at_all]).T  # (folds, counts)
     known = ~(np.isnan(curve).any(axis=1) | np.isnan(synthetic))
     if not known.any():
-        raise MeasurementError("no fold has a test image of a scarce class, so there is no learning curve")
-    placed = worth_in_reals(counts, curve[known], synthetic[known])
+        placed = unplaced(n_real, 0, "no fold has a test image of a scarce class")
+    elif not parts:
+        placed = unplaced(n_real, int(known.sum()), "no class has enough objects for a smaller part of them")
+    else:
+        placed = worth_in_reals(counts, curve[known], synthetic[known])
     result = {"schema": SCHEMA, "arm": challenger, **worth_record(placed, counts, curve[known], synthetic[known])}
     write_json(workspace.worth, result)
     return result
+
+
+def _smaller_parts(
+    workspace: Workspace, data: PreparedData, scarce: list[int], n_real: float
+) -> dict[float, dict[str, NDArray[np.int64]]]:
+    """Mean real images of a scarce class -> fold -> training rows, ascending; parts that are no smaller stay out."""
+    parts: dict[float, dict[str, NDArray[np.int64]]] = {}
+    for fraction in sorted(set(workspace.config.worth.fractions)):
+        rows = {
+            fold: thinned(data, fold, scarce, fraction, workspace.config.seed) for fold in workspace.plan.measured_folds
+        }
+        count = _mean_count(data, rows, scarce)
+        if 0 < count < n_real and count > max(parts, default=0.0):
+            parts[count] = rows
+    return parts
+
+
+def _part_errors(
+    workspace: Workspace,
+    data: PreparedData,
+    chosen: dict[str, ArmSpec],
+    parts: dict[float, dict[str, NDArray[np.int64]]],
+    device: torch.device,
+    n_workers: int | None,
+) -> list[list[float]]:
+    """Per part and fold the error of the fold's arm, trained on that part."""
+    if not parts:
+        return []
+    workers, section = worker_count(n_workers), workspace.config
+    thinnest = min(section.worth.fractions)
+    context = build_context(
+        workspace, data, list(chosen.values()), {}, device=device, n_workers=workers, thinnest=thinnest
+    )
+    errors = []
+    for count, rows in parts.items():
+        jobs = [
+            TrainingJob(chosen[fold], fold, r, f"repeat {r}", rows[fold], [("test", data.split(fold).test)])
+            for fold in chosen
+            for r in range(section.evaluate.repeats)
+        ]
+        with kept_predictions(workspace.root, f"worth-{count:g}") as scratch:
+            found = run_jobs(jobs, context, n_workers=workers, description=f"worth {count:g}", scratch=scratch)
+        errors.append([_scarce_error(found, fold, scarce_labels(workspace)) for fold in chosen])
+    return errors
+
+
+def scarce_labels(workspace: Workspace) -> list[int]:
+    """Labels of the scarce classes."""
+    return [workspace.plan.classes[slug].label for slug in workspace.plan.scarce_slugs]
 
 
 def thinned(data: PreparedData, fold: str, scarce: list[int], fraction: float, seed: int) -> NDArray[np.int64]:
@@ -133,9 +168,11 @@ def worth_record(
         "curve": [
             {"images": round(images, 2), "error": round(float(error), 6)}
             for images, error in zip(counts, curve.mean(axis=0), strict=True)
-        ],
-        "error_with_synthetic": round(float(synthetic.mean()), 6),
-        "exponent": round(worth.exponent, 4),
+        ]
+        if len(curve)
+        else [],
+        "error_with_synthetic": round(float(synthetic.mean()), 6) if len(synthetic) else None,
+        "exponent": round(worth.exponent, 4) if math.isfinite(worth.exponent) else None,
         "more_real_images": {
             name: round(value, 2) if math.isfinite(value) else None
             for name, value in zip(("mean", "low", "high"), more, strict=True)

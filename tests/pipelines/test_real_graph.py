@@ -32,6 +32,8 @@ assemble: {}
 evaluate: {arms: [balanced], repeats: 2, crossfit: true, share: 0.25, mix_alpha: 0.3}
 challenge: {arms: [best+synthetic], policies: {synthetic: {share: 0.25}}, choice: balanced_accuracy}
 compare: {confidence: 0.95}
+search: {}
+worth: {}
 report: {title: test}
 """
 
@@ -103,7 +105,7 @@ def test_frozen_a_changed_test_image_reruns_evaluation_alone(tmp_path: Path) -> 
     _image(folder / "data/raw/test/free/testfree00.png", 777)
     _prepare_again(folder)
     changed = {stage.split("@")[0] for stage in _changed_stages(folder)}
-    assert {"evaluate", "challenge"} <= changed <= {"evaluate", "challenge", "compare", "report"}
+    assert {"evaluate", "challenge"} <= changed <= {"evaluate", "challenge", "compare", "worth", "report"}
 
 
 def test_a_second_clone_pulls_everything_and_has_nothing_to_do(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ evaluate: {arms: [balanced], repeats: 2, crossfit: false, share: 0.25, mix_alpha
 challenge: {arms: [best+synthetic], policies: {}, choice: balanced_accuracy}
 search: {trainings: 12}
 compare: {confidence: 0.95}
+worth: {}
 report: {title: test}
 """
 

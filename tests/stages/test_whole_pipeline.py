@@ -16,6 +16,7 @@ from synthgen.dataset.shards import SyntheticRows, read_images, write_synthetic_
 from synthgen.errors import ArtifactError, ConfigError, LeakError
 from synthgen.gan.checkpoint import load_gan
 from synthgen.gan.sampling import sample_batch
+from synthgen.report.wording import worth_sentence
 from synthgen.stages.adapt import run_adapt
 from synthgen.stages.assemble import run_assemble
 from synthgen.stages.challenge import load_pool, run_challenge
@@ -359,3 +360,18 @@ def test_a_class_that_its_own_reals_stand_in_for_gives_its_label_away() -> None:
     assert mean_bits({"f0": {"origin": {"shortcut_bits": None}}, "f1": {"origin": left_out}}) == round(bits, 6)
     assert mean_bits({"f0": {"origin": {"shortcut_bits": None}}}) is None
     assert mean_bits({"f0": {"arm": "classical", "stand_ins": {}}}) is None  # a search chose no synthetic images
+
+
+def test_worth_says_why_where_no_class_is_large_enough_for_a_part(finished: Workspace, tmp_path: Path) -> None:
+    # nothing is trained: the only part asked for is the whole
+    kept = finished.worth.read_bytes()
+    text = (finished.root / "params.yaml").read_text()
+    try:
+        (finished.root / "params.yaml").write_text(text + "worth: {fractions: [0.999]}\n")
+        found = run_worth(Workspace(finished.root), CPU, n_workers=1)
+    finally:
+        (finished.root / "params.yaml").write_text(text)
+        finished.worth.write_bytes(kept)
+    assert found["more_real_images"]["mean"] is None
+    assert "enough objects" in found["reason"]
+    assert found["reason"] in worth_sentence(found)
