@@ -114,6 +114,9 @@ def table(one: GainSet, record: dict[str, Any]) -> str:
         lines += ["", "Balanced accuracy over the chosen classical arm:", ""]
         balanced = units.of_chosen(units.balanced)
         lines += [f"- `{arm}` {interval(units.balanced[arm] - balanced, one.overlap)}" for arm in made]
+    if "balanced" in classical:
+        lines += ["", "Scarce recall over `balanced`, plain class-balanced sampling:", ""]
+        lines += [f"- `{arm}` {interval(units.recall[arm] - units.recall['balanced'], one.overlap)}" for arm in made]
     minutes = sum(sum(entry["seconds"].values()) for entry in record["splits"].values()) / 60 / n_splits
     lines += ["", f"Time of a split: {minutes:.0f} minutes. Again: `python benchmarks/gain.py {one.name}`."]
     return "\n".join(lines) + "\n"
