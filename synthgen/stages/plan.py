@@ -13,7 +13,7 @@ import numpy as np
 
 from synthgen.artifacts import atomic_file
 from synthgen.classifier.arms import classical_arm, split_arm
-from synthgen.config import POLICIES, Config, PlanSection
+from synthgen.config import POLICIES, Config, PlanSection, read_yaml
 from synthgen.dataset.folds import KnownImage, format_folds, read_folds
 from synthgen.dataset.scarcity import nearest_name
 from synthgen.errors import ConfigError, PlanError
@@ -27,6 +27,7 @@ from synthgen.stages.survey import (
     scratch_folder,
     survey_source,
 )
+from synthgen.stages.translation import check_generator, check_sources
 from synthgen.stages.workspace import Workspace
 from synthgen.versions import VERSIONS
 
@@ -42,16 +43,18 @@ def run_plan(workspace: Workspace, *, reassign: bool = False) -> Plan:
     Returns:
         The plan as written.
     Raises:
-        SynthgenError: see `survey_source`, `build_plan`.
+        SynthgenError: see `survey_source`, `build_plan`, `check_generator`, `check_sources`.
         PlanError: folds.csv is damaged or was drawn for another number of folds.
     """
     config = workspace.config
     check_arms(config)
+    check_generator(config)
     check_params_complete(config, workspace.root)
     previous = {} if reassign else known_images(workspace)
     with scratch_folder(workspace.root) as scratch:
         survey = survey_source(config, workspace.root, previous, scratch)
         plan = build_plan(config.plan, survey)
+        check_sources(config, plan)
         table = format_folds(survey.known)
     if not _is_written(workspace.plan_file, plan):
         save_plan(workspace.plan_file, plan)
@@ -119,7 +122,8 @@ def _folds_drawn(path: Path) -> int | None:
 
 def _is_written(path: Path, plan: Plan) -> bool:
     try:
-        return path.exists() and load_plan(path) == plan
+        # as plain values: what an older form left out is filled in on loading, but dvc.yaml wants it in the file
+        return path.exists() and read_yaml(path) == plan.model_dump(mode="json")
     except (PlanError, ConfigError):
         return False
 
@@ -161,6 +165,7 @@ def build_plan(section: PlanSection, survey: Survey) -> Plan:
         folds=folds,
         parts=section.folds,
         pretrain_folds=[] if scratch else folds,
+        scarce_slugs=[slug for slug, entry in classes.items() if entry.scarce],
         adapt_slugs=[slug for slug, entry in classes.items() if entry.generator == "adapted"],
         scratch_slugs=served_slugs if scratch else [],
         targets={slug: entry.target for slug, entry in classes.items()},
