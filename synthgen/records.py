@@ -56,7 +56,8 @@ class Plan(BaseModel):
     `scratch_slugs` are what the matrices of those stages run over (empty where the strategy has no use for the stage).
     `search_runs` is the matrix of `search`, empty where no arm is searched for; `searched_policies` the file that
     `challenge` depends on.
-    `targets` and `class_names` repeat what `synthesize` depends on, without the counts beside it;
+    `scarce_slugs` (in the order of their labels), `targets` and `class_names` repeat what `pretrain` and `synthesize`
+    depend on, without the counts beside it;
     `versions` are those of the parts that wrote the plan (synthgen/versions.py). `test_groups` counts per slug the
     groups that are tested, over all folds or on the user's own test set: for people; no stage depends on it.
     """
@@ -69,6 +70,7 @@ class Plan(BaseModel):
     folds: list[str]
     parts: int
     pretrain_folds: list[str]
+    scarce_slugs: list[str]
     adapt_slugs: list[str]
     scratch_slugs: list[str]
     search_runs: list[str] = []
@@ -85,14 +87,19 @@ class Plan(BaseModel):
         if isinstance(values, dict) and isinstance(values.get("folds"), list):
             values = {"parts": len([fold for fold in values["folds"] if fold != FINAL]), **values}
         if isinstance(values, dict) and isinstance(values.get("classes"), dict):
-            entries = values["classes"].items()
-            targets = {k: v["target"] if isinstance(v, dict) else v.target for k, v in entries}
-            names = {k: v["class_name"] if isinstance(v, dict) else v.class_name for k, v in entries}
-            return {"targets": targets, "class_names": names, "versions": VERSIONS, **values}
+            plain = {k: v if isinstance(v, dict) else v.model_dump() for k, v in values["classes"].items()}
+            repeated = {
+                "scarce_slugs": _scarce(plain),
+                "targets": {k: entry["target"] for k, entry in plain.items()},
+                "class_names": {k: entry["class_name"] for k, entry in plain.items()},
+            }
+            return {**repeated, "versions": VERSIONS, **values}
         return values
 
     @model_validator(mode="after")
     def _agree(self) -> "Plan":
+        if self.scarce_slugs != _scarce({slug: entry.model_dump() for slug, entry in self.classes.items()}):
+            raise ValueError("scarce_slugs do not repeat which classes are scarce")
         if self.targets != {slug: entry.target for slug, entry in self.classes.items()}:
             raise ValueError("targets do not repeat the targets of classes")
         if self.class_names != {slug: entry.class_name for slug, entry in self.classes.items()}:
@@ -105,14 +112,14 @@ class Plan(BaseModel):
         return sorted(self.classes, key=lambda slug: self.classes[slug].label)
 
     @property
-    def scarce_slugs(self) -> list[str]:
-        """Slugs of the scarce classes in the order of their labels."""
-        return [slug for slug in self.slugs if self.classes[slug].scarce]
-
-    @property
     def measured_folds(self) -> list[str]:
         """All folds but `final`."""
         return [fold for fold in self.folds if fold != FINAL]
+
+
+def _scarce(classes: dict[str, dict[str, Any]]) -> list[str]:
+    """Slugs of the scarce classes in the order of their labels."""
+    return sorted((k for k, entry in classes.items() if entry["scarce"]), key=lambda k: int(classes[k]["label"]))
 
 
 @dataclass(frozen=True)

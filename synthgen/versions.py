@@ -6,7 +6,7 @@ that use an installed synthgen and have no source code beside their data. A plan
 """
 
 VERSIONS = {
-    "dataset": 1,
+    "dataset": 2,
     "gan": 2,
     "selection": 1,
     "classifier": 3,

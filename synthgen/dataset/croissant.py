@@ -63,7 +63,7 @@ _MEANINGS = {
     "origin": "'real' or 'synthetic'.",
     "split": "Always 'train': no test image is in this data set.",
     "fold": "'final': made from every image that may be trained on.",
-    "source_sha256": "Real rows: sha256 of the pixels (shape as text, then bytes).",
+    "source_sha256": "Sha256 of real pixels (shape as text, then bytes): the row's own, or those it is a change of.",
     "group": "Real rows: images of one object share it; keep a group on one side of any split.",
     "generator_digest": "Synthetic rows: digest of the generator's weights.",
     "seed": "Synthetic rows: names the batch of latents.",

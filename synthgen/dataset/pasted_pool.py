@@ -1,4 +1,6 @@
-"""Composites for the classical arms `paste` and `paste_whole`: real regions of all classes on plentiful backgrounds.
+"""Composites: real regions of all classes on plentiful backgrounds.
+
+For the classical arms `paste` and `paste_whole`, and what `translate_masked` starts from (gan.translation).
 
 Owns which regions and backgrounds one training may use and how many composites each class gets. Every class gets
 equally many, and every composite has a seam of the same shapes, so that a seam says nothing about the label: the class
@@ -88,11 +90,13 @@ class PastedPool:
 
     Attributes:
         images: (m, H, W, C) uint8.
+        masks: (m, H, W) uint8, opacity of what was pasted, 255 inside; the image is its background where it is 0.
         labels: (m,) int64, as many of each occurring label.
         region_rows, background_rows: (m,) int64 rows of the data set that each is made of.
     """
 
     images: NDArray[np.uint8]
+    masks: NDArray[np.uint8]
     labels: NDArray[np.int64]
     region_rows: NDArray[np.int64]
     background_rows: NDArray[np.int64]
@@ -210,18 +214,48 @@ def compose_pool(
     labels = np.unique(train.labels)
     n_each = _n_each(n, len(labels))
     shapes = _shapes(regions, train.images.shape[1:3], rng)
-    made = []
-    for label in (int(k) for k in labels):
-        if label in regions.banks:
-            made.append(_on_backgrounds(train, regions, label, n_each, ranges, rng))
-        else:
-            made.append(_own_patches(train, regions, label, shapes[rng.integers(0, len(shapes), n_each)], ranges, rng))
+    made = [_of_label(train, regions, int(label), n_each, shapes, ranges, rng) for label in labels]
     return PastedPool(
         np.concatenate([pool.images for pool in made]),
+        np.concatenate([pool.masks for pool in made]),
         np.concatenate([pool.labels for pool in made]),
         np.concatenate([pool.region_rows for pool in made]),
         np.concatenate([pool.background_rows for pool in made]),
     )
+
+
+def compose_label(
+    train: TrainImages, regions: Regions, label: int, n: int, ranges: PasteRanges, rng: np.random.Generator
+) -> PastedPool:
+    """`n` composites of one label, as `compose_pool` makes them.
+
+    Args:
+        train, regions, ranges, rng: see `compose_pool`.
+        label: wanted.
+        n: composites wanted; all of them are made.
+    Raises:
+        TrainingError: no image of the label, or none to put its regions on.
+    """
+    needed = regions.background if label in regions.banks else label
+    if not (train.labels == needed).any():
+        raise TrainingError(
+            f"label {label}: no training image of label {needed} to make composites of; leave the label out"
+        )
+    return _of_label(train, regions, label, n, _shapes(regions, train.images.shape[1:3], rng), ranges, rng)
+
+
+def _of_label(
+    train: TrainImages,
+    regions: Regions,
+    label: int,
+    n: int,
+    shapes: NDArray[np.bool_],
+    ranges: PasteRanges,
+    rng: np.random.Generator,
+) -> PastedPool:
+    if label in regions.banks:
+        return _on_backgrounds(train, regions, label, n, ranges, rng)
+    return _own_patches(train, regions, label, shapes[rng.integers(0, len(shapes), n)], ranges, rng)
 
 
 def _n_each(n: int, n_labels: int) -> int:
@@ -245,7 +279,7 @@ def _on_backgrounds(
     backgrounds = _spread(np.flatnonzero(train.labels == regions.background), n, rng)
     labels = np.full(n, label, dtype=np.int64)
     pasted = paste(train.images[backgrounds], bank, labels, rng, ranges)
-    return PastedPool(pasted.images, labels, bank.rows[pasted.bank_rows], train.rows[backgrounds])
+    return PastedPool(pasted.images, pasted.masks, labels, bank.rows[pasted.bank_rows], train.rows[backgrounds])
 
 
 def _own_patches(
@@ -274,7 +308,8 @@ def _own_patches(
     each = np.arange(n, dtype=np.int64)
     bank = DefectBank(train.images[sources], shapes, each, train.rows[sources])
     pasted = paste(train.images[backgrounds], bank, each, rng, ranges)
-    return PastedPool(pasted.images, np.full(n, label, dtype=np.int64), train.rows[sources], train.rows[backgrounds])
+    labels = np.full(n, label, dtype=np.int64)
+    return PastedPool(pasted.images, pasted.masks, labels, train.rows[sources], train.rows[backgrounds])
 
 
 def _spread(rows: NDArray[np.int64], n: int, rng: np.random.Generator) -> NDArray[np.int64]:

@@ -34,12 +34,19 @@ MANIFEST_SCHEMA = pa.schema(
         ("mode", pa.string()),
     ]
 )
+MASKS_SUFFIX = ".masks.json"
+"""Of the index of a class's masks; no slug has a dot, so it cannot be taken for the index of a class."""
 ROLES = ("pool", "surplus", "val", "test")
 
 
 def pixel_sha256(image: NDArray[np.uint8]) -> str:
     """Hex sha256 of prepared pixels: the shape as text, then the bytes in (H, W, C) order."""
     return sha256_bytes(repr(tuple(image.shape)).encode() + np.ascontiguousarray(image).tobytes())
+
+
+def mask_sha256(mask: NDArray[np.bool_]) -> str:
+    """Hex sha256 of a region (H, W): the shape as text, then a byte per pixel, 0 or 1."""
+    return sha256_bytes(repr(tuple(mask.shape)).encode() + np.ascontiguousarray(mask).tobytes())
 
 
 @dataclass(frozen=True)
@@ -155,6 +162,35 @@ def rows_of_index(data: PreparedData, index: Path, slugs: list[str]) -> NDArray[
                 )
             rows.append(row_of[sha])
     return np.array(rows, dtype=np.int64)
+
+
+def masks_of_index(data: PreparedData, index: Path, rows: NDArray[np.int64]) -> NDArray[np.bool_] | None:
+    """The user's regions of `rows`, checked against those that a fold's train index names.
+
+    Args:
+        data: the prepared data.
+        index: `folds/FOLD` of the prepared folder.
+        rows: (n,) int64 training rows of the fold.
+    Returns:
+        (n, H, W) bool, all False where an image has none; None where no masks were given.
+    Raises:
+        ArtifactError: index and masks.npy disagree about an image.
+    """
+    if data.masks is None:
+        return None
+    named: dict[str, str] = {}
+    for label in np.unique(data.labels[rows]):
+        path = index / "train" / f"{data.slugs[label]}{MASKS_SUFFIX}"
+        named |= read_json(path)["mask_sha256"] if path.exists() else {}
+    masks: NDArray[np.bool_] = np.asarray(data.masks[rows])
+    for row, mask in zip(rows, masks, strict=True):
+        sha = str(data.sha256[row])
+        if named.get(sha) != (mask_sha256(mask) if mask.any() else None):
+            raise ArtifactError(
+                f"{index / 'train'} names another mask of image {sha[:12]} than data/prepared/masks.npy holds; run "
+                "`dvc repro prepare`"
+            )
+    return masks
 
 
 def save_manifest(path: Path, columns: dict[str, Any]) -> None:

@@ -71,6 +71,7 @@ class SyntheticRows:
         teacher_agreement: (n,) float32 in [0, 1], teacher's probability of the label.
         nearest_real: (n,) float32, feature distance to the nearest training image over the median
             such distance among reals.
+        sources: (n,) str, pixel sha256 of the real image that each was made from; None: made from noise.
     """
 
     images: NDArray[np.uint8]
@@ -79,6 +80,7 @@ class SyntheticRows:
     d_score: NDArray[np.float32]
     teacher_agreement: NDArray[np.float32]
     nearest_real: NDArray[np.float32]
+    sources: NDArray[np.str_] | None = None
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,8 @@ def write_synthetic_shard(
     Raises:
         ArtifactError: columns of unequal length or another dtype, or the file cannot be written.
     """
-    lengths = {name: len(getattr(rows, name)) for name in SyntheticRows.__dataclass_fields__}
+    columns_given = {name: getattr(rows, name) for name in SyntheticRows.__dataclass_fields__}
+    lengths = {name: len(values) for name, values in columns_given.items() if values is not None}
     if len(set(lengths.values())) != 1:
         raise ArtifactError(f"synthetic rows of {slug!r} have columns of unequal length: {lengths}")
     _check_class(label, class_name, class_names)
@@ -163,6 +166,7 @@ def write_synthetic_shard(
             "d_score": rows.d_score[start:stop].tolist(),
             "teacher_agreement": rows.teacher_agreement[start:stop].tolist(),
             "nearest_real": rows.nearest_real[start:stop].tolist(),
+            **({} if rows.sources is None else {"source_sha256": rows.sources[start:stop].tolist()}),
         }
 
     constants = _constants(SYNTHETIC, TRAIN, fold, label=label, class_name=class_name, slug=slug)

@@ -1,7 +1,8 @@
 """Labelled images from a generator and named seeds; each can be made again.
 
 Owns the rule (generator digest, seed, position) -> image: `seed` fixes a whole batch of latents and
-`position` is the row in it, so that the arithmetic, and with it every last bit, is that of the first time.
+`position` is the row in it, so that the arithmetic, and with it every last bit, is that of the first time. Image to
+image, `seed` fixes the batch's content too, out of the fold's training images (`synthgen.gan.content`).
 """
 
 from dataclasses import dataclass
@@ -11,6 +12,7 @@ import torch
 from numpy.typing import NDArray
 
 from synthgen.gan.architectures.interface import Discriminator, Generator
+from synthgen.gan.content import Content
 from synthgen.gan.pixels import to_uint8
 from synthgen.seeding import derive_seed
 
@@ -23,16 +25,19 @@ class Sampled:
         images: (n, H, W, C) uint8.
         seeds: (n,) int64; positions: (n,) int32.
         d_score: (n,) float32 discriminator logits.
+        sources: (n,) str, pixel sha256 of the real picture that each was made from; None: made from noise.
     """
 
     images: NDArray[np.uint8]
     seeds: NDArray[np.int64]
     positions: NDArray[np.int32]
     d_score: NDArray[np.float32]
+    sources: NDArray[np.str_] | None = None
 
     def take(self, chosen: NDArray[np.int64]) -> "Sampled":
         """The rows `chosen`, in that order."""
-        return Sampled(self.images[chosen], self.seeds[chosen], self.positions[chosen], self.d_score[chosen])
+        sources = None if self.sources is None else self.sources[chosen]
+        return Sampled(self.images[chosen], self.seeds[chosen], self.positions[chosen], self.d_score[chosen], sources)
 
 
 @torch.inference_mode()
@@ -45,6 +50,7 @@ def sample_batch(
     truncation: float,
     device: torch.device,
     discriminator: Discriminator | None = None,
+    content: Content | None = None,
 ) -> Sampled:
     """One batch of one class.
 
@@ -57,19 +63,24 @@ def sample_batch(
             variety for likeness.
         device: to compute on.
         discriminator: scores the images; None gives scores of 0.
+        content: what an image-to-image generator starts from; None for one from noise.
     Returns:
         the images in the order of their positions.
     """
     latents = torch.randn(batch, generator.shape.latents, generator=torch.Generator().manual_seed(seed))
     labels = torch.full((batch,), label, device=device)
     generator.truncation = truncation
-    images = generator(latents.to(device), labels)
-    scores = discriminator(images, labels) if discriminator is not None else torch.zeros(batch)
+    given = content.draw(label, batch, seed) if content is not None else None
+    tensors = tuple(tensor.to(device) for tensor in given.tensors) if given is not None else ()
+    images = generator(latents.to(device), labels, *tensors)
+    seen = content.view(images, tensors) if content is not None else images
+    scores = discriminator(seen, labels) if discriminator is not None else torch.zeros(batch)
     return Sampled(
         images=to_uint8(images),
         seeds=np.full(batch, seed, dtype=np.int64),
         positions=np.arange(batch, dtype=np.int32),
         d_score=scores.float().cpu().numpy(),
+        sources=None if given is None else given.sources,
     )
 
 
@@ -83,6 +94,7 @@ def sample_images(
     batch: int,
     truncation: float,
     device: torch.device,
+    content: Content | None = None,
 ) -> Sampled:
     """At least `n` candidates of one class, in whole batches.
 
@@ -102,12 +114,15 @@ def sample_images(
             truncation=truncation,
             device=device,
             discriminator=discriminator,
+            content=content,
         )
         for k in range(n_batches)
     ]
+    sources = [part.sources for part in parts if part.sources is not None]
     return Sampled(
-        *(
-            np.concatenate([getattr(part, name) for part in parts])
-            for name in ("images", "seeds", "positions", "d_score")
-        )
+        np.concatenate([part.images for part in parts]),
+        np.concatenate([part.seeds for part in parts]),
+        np.concatenate([part.positions for part in parts]),
+        np.concatenate([part.d_score for part in parts]),
+        np.concatenate(sources) if sources else None,
     )

@@ -165,8 +165,8 @@ class CompositePool:
 class MaskedScene:
     """A composite with a pasted region becomes a picture; D sees crops around the region.
 
-    Reals are images of scarce classes with a mask of their own; the plentiful class is never a real, since its images
-    have no region to crop and G makes none of them.
+    Reals are images with a mask: of the region that shows their class, or, where a class has none, of a place where a
+    composite of that class has its patch, so that every class is made and D sees crops of one kind from all of them.
     """
 
     def __init__(
@@ -178,16 +178,18 @@ class MaskedScene:
         transforms: RealTransforms,
         *,
         keep_weight: float = 0.0,
+        n_labels: int | None = None,
     ) -> None:
         """Keeps the data and checks that they fit each other.
 
         Args:
-            images: (n, H, W, C) uint8, the scarce-class rows that have a mask; the loop's rows count here.
+            images: (n, H, W, C) uint8, the rows that have a mask; the loop's rows count here.
             masks: (n, H, W) uint8, 255 inside, soft or hard; none empty.
             labels: (n,) int64.
             pool: what G starts from.
             transforms: of reals.
             keep_weight: of the mean absolute change of the composite, so that its region stays recognisable.
+            n_labels: labels that may be asked for; None: those of the pool. One without composites gets any.
         Raises:
             TrainingError: an image without a mask, or a label without a composite.
         """
@@ -204,7 +206,7 @@ class MaskedScene:
         self.pool = pool
         self.transforms = transforms
         self.keep_weight = keep_weight
-        n_labels = int(pool.labels.max()) + 1
+        n_labels = n_labels or int(pool.labels.max()) + 1
         self.rows = LabelRows([(pool.labels == k).nonzero().squeeze(1) for k in range(n_labels)])
 
     @property
@@ -261,6 +263,8 @@ class FreeScene:
         source_labels: tuple[int, ...],
         transforms: RealTransforms,
         weights: FreeWeights,
+        *,
+        n_labels: int | None = None,
     ) -> None:
         """Keeps the data.
 
@@ -271,6 +275,7 @@ class FreeScene:
                 plentiful class is made from all others.
             transforms: of reals and of sources.
             weights: of the penalty.
+            n_labels: labels that may be asked for; None: those that occur.
         Raises:
             TrainingError: no source image for a label, or an identity share outside [0, 0.5].
         """
@@ -279,7 +284,8 @@ class FreeScene:
         self.images = images
         self.transforms = transforms
         self.weights = weights
-        by_label = [(labels == k).nonzero().squeeze(1) for k in range(int(labels.max()) + 1)]
+        n_labels = n_labels or int(labels.max()) + 1
+        by_label = [(labels == k).nonzero().squeeze(1) for k in range(n_labels)]
         sources = []
         for k in range(len(by_label)):
             others = [s for s in range(len(by_label)) if s != k and len(by_label[s])]
@@ -304,12 +310,16 @@ class FreeScene:
         """Jittered rows, (N, C, H, W)."""
         return self.transforms.jittered(unit_range(self.images[rows]), generator)
 
-    def content(self, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
-        """Sources (N, C, H, W) in [-1, 1], and which of them (N,) bool already have the label."""
+    def draw(self, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """Rows (N,) int64 of the sources for labels (N,) int64, and which of them (N,) bool already have the label."""
         share = self.weights.identity_share
         same = torch.rand(len(labels), generator=generator, device=labels.device) < share
-        rows = torch.where(same, self.same.draw(labels, generator), self.others.draw(labels, generator))
-        return self.transforms.jittered(unit_range(self.images[rows]), generator), same
+        return torch.where(same, self.same.draw(labels, generator), self.others.draw(labels, generator)), same
+
+    def content(self, labels: Tensor, generator: torch.Generator) -> tuple[Tensor, ...]:
+        """Sources (N, C, H, W) in [-1, 1], and which of them (N,) bool already have the label."""
+        rows, same = self.draw(labels, generator)
+        return self.reals(rows, generator), same
 
     def view(self, fakes: Tensor, content: tuple[Tensor, ...]) -> Tensor:
         """The images as they are."""

@@ -17,6 +17,7 @@ from synthgen.gan.training import train_gan
 from synthgen.seeding import derive_seed
 from synthgen.stages.gan_output import scratch_folder, training_images, write_failure, write_run
 from synthgen.stages.gan_watch import load_watch
+from synthgen.stages.translation import prepare_game, rules_of
 from synthgen.stages.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -35,9 +36,9 @@ def run_adapt(workspace: Workspace, fold: str, slug: str, device: torch.device, 
     shared, folder = workspace.shared_model(fold), workspace.adapted_model(fold, slug)
     start = load_gan(shared, device)
     watch = load_watch(shared, training)
-    seen = watch.seen(training)
+    game = prepare_game(training, watch.seen(training), rules_of(start), section.kimg, device)
     own = workspace.plan.classes[workspace.known_slug(slug)].label
-    others = sorted(set(training.labels[seen].tolist()) - {own})
+    others = sorted(set(game.labels.tolist()) - {own})
     weights = {label: section.shared_share / max(len(others), 1) for label in others}
     weights[own] = 1.0 - section.shared_share
     seed = derive_seed(config.seed, "adapt", fold, slug)
@@ -49,14 +50,21 @@ def run_adapt(workspace: Workspace, fold: str, slug: str, device: torch.device, 
         "seed": seed,
         "kimg": section.kimg,
         "started_from": start.digest,
+        **game.about,
     }
-    decides = {**about, "adapt": section.model_dump(mode="json"), "images": training.sha256, "device": device.type}
+    decides = {
+        **about,
+        **game.decides,
+        "adapt": section.model_dump(mode="json"),
+        "images": training.sha256,
+        "device": device.type,
+    }
     scratch = scratch_folder(workspace, "adapt", decides)
     trained_on = training.sha256 + read_json(shared / "trained_on.json")
     try:
         run = train_gan(
-            training.images[seen],
-            training.labels[seen],
+            game.images,
+            game.labels,
             start.generator.shape,
             config.pretrain,
             config.transforms,
@@ -76,6 +84,8 @@ def run_adapt(workspace: Workspace, fold: str, slug: str, device: torch.device, 
             )
             if peers.leads
             else None,
+            scene=game.scene,
+            judged_size=game.judged_size,
             scratch=scratch,
             description=f"adapt {fold} {slug}",
             peers=peers,

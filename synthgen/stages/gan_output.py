@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from synthgen.artifacts import atomic_folder, digest_of, write_json
-from synthgen.dataset.prepared import PreparedData, load_prepared, rows_of_index
-from synthgen.errors import ConfigError, TrainingError
+from synthgen.dataset.prepared import PreparedData, load_prepared, masks_of_index, rows_of_index
+from synthgen.errors import TrainingError
 from synthgen.gan.architectures.shape import GanShape
 from synthgen.gan.checkpoint import TrainedGan, generator_digest, save_failure, save_gan
 from synthgen.gan.history import ClassTick, Tick, write_rows
@@ -25,7 +25,6 @@ from synthgen.stages.workspace import Workspace
 from synthgen.versions import VERSIONS
 
 MIN_GRID_SIDE = 32
-FROM_NOISE = ("resnet", "dcgan", "style")
 
 
 @dataclass(frozen=True)
@@ -35,6 +34,7 @@ class TrainingImages:
     Attributes:
         data: the prepared data that they are of.
         images: (n, H, W, C) uint8; labels: (n,) int64; groups: (n,) names of objects; sha256: n pixel digests.
+        masks: (n, H, W) bool, the user's regions; all False where an image has none. None: no masks were given.
     """
 
     data: PreparedData
@@ -42,6 +42,7 @@ class TrainingImages:
     labels: NDArray[np.int64]
     groups: NDArray[np.str_]
     sha256: list[str]
+    masks: NDArray[np.bool_] | None = None
 
 
 def training_images(workspace: Workspace, fold: str, slugs: list[str]) -> TrainingImages:
@@ -49,28 +50,27 @@ def training_images(workspace: Workspace, fold: str, slugs: list[str]) -> Traini
 
     Raises:
         TrainingError: no image at all.
+        ArtifactError: pixels or masks that are not those of the fold's index.
     """
     data = load_prepared(workspace.prepared)
-    rows = rows_of_index(data, workspace.fold_index(fold), slugs)
+    index = workspace.fold_index(fold)
+    rows = rows_of_index(data, index, slugs)
     if len(rows) == 0:
         raise TrainingError(
             f"fold {fold}: none of {', '.join(slugs)} has a training image; see data/prepared/quarantine.csv"
         )
-    return TrainingImages(data, data.verified(rows), data.labels[rows], data.groups[rows], data.sha256[rows].tolist())
+    return TrainingImages(
+        data,
+        data.verified(rows),
+        data.labels[rows],
+        data.groups[rows],
+        data.sha256[rows].tolist(),
+        masks_of_index(data, index, rows),
+    )
 
 
 def shape_for(workspace: Workspace, data: PreparedData) -> GanShape:
-    """Network shape for this data and params.yaml.
-
-    Raises:
-        ConfigError: an architecture that makes images from images.
-    """
-    architecture = workspace.config.pretrain.network.architecture
-    if architecture not in FROM_NOISE:
-        raise ConfigError(
-            f"pretrain.network.architecture {architecture} makes images from images, which no stage hands it yet; use "
-            f"{', '.join(FROM_NOISE)}, or train it from Python with a scene (docs/gan.md)"
-        )
+    """Network shape for this data and params.yaml."""
     _, height, _, channels = data.images.shape
     return GanShape.of(workspace.config.pretrain.network, height, channels, len(data.slugs))
 

@@ -37,6 +37,7 @@ from synthgen.stages.survey import (
     scratch_folder,
     survey_source,
 )
+from synthgen.stages.translation import check_generator, check_sources
 from synthgen.stages.workspace import Workspace
 from synthgen.versions import VERSIONS
 
@@ -52,16 +53,18 @@ def run_plan(workspace: Workspace, *, reassign: bool = False) -> Plan:
     Returns:
         The plan as written.
     Raises:
-        SynthgenError: see `survey_source`, `build_plan`.
+        SynthgenError: see `survey_source`, `build_plan`, `check_generator`, `check_sources`.
         PlanError: folds.csv is damaged or was drawn for another number of folds.
     """
     config = workspace.config
     check_arms(config)
+    check_generator(config)
     check_params_complete(config, workspace.root)
     previous = {} if reassign else known_images(workspace)
     with scratch_folder(workspace.root) as scratch:
         survey = survey_source(config, workspace.root, previous, scratch)
         plan = with_search(build_plan(config.plan, survey), config)
+        check_sources(config, plan)
         table = format_folds(survey.known)
     if not _is_written(workspace.plan_file, plan):
         save_plan(workspace.plan_file, plan)
@@ -142,7 +145,7 @@ def _folds_drawn(path: Path) -> int | None:
 def _is_written(path: Path, plan: Plan) -> bool:
     try:
         # compared as written: dvc.yaml knows none of the defaults that load_plan fills in
-        return path.exists() and bool(read_yaml(path) == plan.model_dump())
+        return path.exists() and bool(read_yaml(path) == plan.model_dump(mode="json"))
     except (PlanError, ConfigError):
         return False
 
@@ -184,6 +187,7 @@ def build_plan(section: PlanSection, survey: Survey) -> Plan:
         folds=folds,
         parts=section.folds,
         pretrain_folds=[] if scratch else folds,
+        scarce_slugs=[slug for slug, entry in classes.items() if entry.scarce],
         adapt_slugs=[slug for slug, entry in classes.items() if entry.generator == "adapted"],
         scratch_slugs=served_slugs if scratch else [],
         targets={slug: entry.target for slug, entry in classes.items()},

@@ -17,7 +17,7 @@ from synthgen.artifacts import atomic_folder, canonical_json, sha256_file
 from synthgen.config import Config
 from synthgen.dataset.folds import KnownImage, read_folds
 from synthgen.dataset.masks import FoundMasks, gather_masks
-from synthgen.dataset.prepared import PreparedData, save_manifest
+from synthgen.dataset.prepared import MASKS_SUFFIX, PreparedData, mask_sha256, save_manifest
 from synthgen.dataset.raw import QuarantineRow
 from synthgen.errors import ConfigError, PlanError
 from synthgen.records import PLAN_COMMAND, ClassPlan, Plan
@@ -144,6 +144,7 @@ def write_prepared(folder: Path, survey: Survey, plan: Plan, config: Config, mas
     """
     scan, rows = survey.scan, survey.rows
     found = None if mask_folder is None else _gather(survey, mask_folder, config)
+    masks: NDArray[np.bool_] | None = None
     images = _copy_images(scan.images, rows, folder / "images.npy")
     names = survey.column(scan.class_names)
     slugs = [survey.slugs[name] for name in names]
@@ -175,6 +176,7 @@ def write_prepared(folder: Path, survey: Survey, plan: Plan, config: Config, mas
     summary = {**summarise(survey, plan, config), "n_quarantined": len(quarantine)}
     if found is not None:
         summary["masks"] = _write_masks(folder / "masks.npy", found, slugs, images.shape[:3])
+        masks = np.load(folder / "masks.npy", mmap_mode="r")
     (folder / "summary.json").write_text(canonical_json(summary), encoding="utf-8")
     data = PreparedData(
         images=images,
@@ -187,6 +189,7 @@ def write_prepared(folder: Path, survey: Survey, plan: Plan, config: Config, mas
         class_names=survey.class_names,
         n_folds=config.plan.folds,
         frozen=survey.frozen,
+        masks=masks,
     )
     for fold in plan.folds:
         _write_index(folder / "folds" / fold, data, fold)
@@ -252,6 +255,11 @@ def _write_index(folder: Path, data: PreparedData, fold: str) -> None:
             "group": data.groups[rows].tolist(),
         }
         (folder / "train" / f"{slug}.json").write_text(canonical_json(index), encoding="utf-8")
+        marked = [] if data.masks is None else [row for row in rows if data.masks[row].any()]
+        if data.masks is not None and marked:
+            masks = {str(data.sha256[row]): mask_sha256(data.masks[row]) for row in marked}
+            named = {"fold": fold, "slug": slug, "mask_sha256": masks}
+            (folder / "train" / f"{slug}{MASKS_SUFFIX}").write_text(canonical_json(named), encoding="utf-8")
     for part, chosen in (("val", split.val), ("test", split.test)):
         index = {"fold": fold, "pixel_sha256": data.sha256[chosen].tolist()}
         (folder / f"{part}.json").write_text(canonical_json(index), encoding="utf-8")

@@ -19,6 +19,7 @@ from synthgen.gan.training import train_gan
 from synthgen.seeding import derive_seed
 from synthgen.stages.gan_output import scratch_folder, shape_for, training_images, write_run
 from synthgen.stages.gan_watch import make_watch, save_watch
+from synthgen.stages.translation import check_generator, prepare_game, rules_for
 from synthgen.stages.workspace import Workspace
 
 
@@ -26,7 +27,8 @@ def run_pretrain(workspace: Workspace, fold: str, device: torch.device, peers: P
     """Trains (or takes the pinned) shared GAN of `fold`, with `peers`, of which the first alone writes.
 
     Raises:
-        ConfigError: a GAN without labels, or a pinned GAN that is not the one named or not for these classes.
+        ConfigError: an architecture that cannot work here, a GAN without labels, or a pinned GAN that is not the one
+            named or not for these classes.
         LeakError: a pinned GAN that has seen images which this fold validates or tests on.
         TrainingError: see `train_gan`.
     """
@@ -40,17 +42,18 @@ def run_pretrain(workspace: Workspace, fold: str, device: torch.device, peers: P
             "pretrain.network.conditioning none: a shared GAN without a label cannot make labelled images; use "
             "projection, or plan.strategy scratch, where each class has a GAN of its own"
         )
+    check_generator(workspace.config)
     training = training_images(workspace, fold, workspace.plan.slugs)
     seed = derive_seed(workspace.config.seed, "pretrain", fold)
     watch = make_watch(training, section.monitor, seed, device, looks=peers.leads)
-    seen = watch.seen(training)
+    rules = rules_for(workspace, training, seed)
+    game = prepare_game(training, watch.seen(training), rules, section.kimg, device)
     slugs = training.data.slugs
-    scratch = scratch_folder(
-        workspace, "pretrain", {"seed": seed, "slugs": slugs, "images": training.sha256, "device": device.type}
-    )
+    decides = {"seed": seed, "slugs": slugs, "images": training.sha256, "device": device.type, **game.decides}
+    scratch = scratch_folder(workspace, "pretrain", decides)
     run = train_gan(
-        training.images[seen],
-        training.labels[seen],
+        game.images,
+        game.labels,
         shape_for(workspace, training.data),
         section,
         workspace.config.transforms,
@@ -58,13 +61,15 @@ def run_pretrain(workspace: Workspace, fold: str, device: torch.device, peers: P
         seed=seed,
         device=device,
         monitor=watch.monitor(training, section.monitor, seed, device, conditional=True) if peers.leads else None,
+        scene=game.scene,
+        judged_size=game.judged_size,
         scratch=scratch,
         description=f"pretrain {fold}",
         peers=peers,
     )
     if not peers.leads:
         return
-    about = {"kind": "shared", "fold": fold, "slugs": slugs, "seed": seed, "kimg": section.kimg}
+    about = {"kind": "shared", "fold": fold, "slugs": slugs, "seed": seed, "kimg": section.kimg, **game.about}
     write_run(workspace.shared_model(fold), run, about, training.sha256, bound(save_watch, watch=watch))
     remove_snapshots(scratch)
 

@@ -15,6 +15,7 @@ from synthgen.gan.training import train_gan
 from synthgen.seeding import derive_seed
 from synthgen.stages.gan_output import scratch_folder, shape_for, training_images, write_failure, write_run
 from synthgen.stages.gan_watch import make_watch
+from synthgen.stages.translation import check_generator
 from synthgen.stages.workspace import Workspace
 
 logger = logging.getLogger(__name__)
@@ -24,9 +25,11 @@ def run_scratch(workspace: Workspace, fold: str, slug: str, device: torch.device
     """Trains the GAN of `slug` in `fold` from nothing, with `peers`, of which the first alone writes.
 
     Raises:
+        ConfigError: an architecture that cannot be trained on one class.
         TrainingError: see `train_gan`.
     """
     config = workspace.config
+    check_generator(config)
     training = training_images(workspace, fold, [workspace.known_slug(slug)])
     seed = derive_seed(config.seed, "scratch", fold, slug)
     section = config.pretrain

@@ -1,8 +1,8 @@
 """`synthgen synthesize --fold FOLD`: labelled samples of every class, judged and selected.
 
-Reads the fold's generators and training images; writes `data/synthetic/FOLD/`. The teacher that judges is trained on
-the same training images as the generators; no other image is seen. The shortcut probe then says how well what was
-accepted can be told from those.
+Reads the fold's generators and training images, from which image-to-image generators start; writes
+`data/synthetic/FOLD/`. The teacher that judges is trained on the same training images as the generators; no other image
+is seen. The shortcut probe then says how well what was accepted can be told from those.
 """
 
 from typing import Any
@@ -28,6 +28,7 @@ from synthgen.seeding import derive_seed
 from synthgen.stages.gan_output import save_grid
 from synthgen.stages.shortcut import OriginWatch
 from synthgen.stages.training_context import BANK_FOLDER
+from synthgen.stages.translation import ContentSource
 from synthgen.stages.workspace import Workspace
 
 N_PREVIEW = 12
@@ -78,6 +79,7 @@ def run_synthesize(workspace: Workspace, fold: str, device: torch.device) -> Non
     pools = [
         (slug, kind) for slug in plan.slugs for kind in _pools(plan.classes[slug].generator, plan.classes[slug].target)
     ]
+    contents = ContentSource(workspace, fold)
     acceptance: dict[str, Any] = {}
     preview: list[NDArray[np.uint8]] = []
     with atomic_folder(workspace.synthetic(fold)) as partial, progress_bar(f"synthesize {fold}", len(pools)) as advance:
@@ -101,6 +103,7 @@ def run_synthesize(workspace: Workspace, fold: str, device: torch.device) -> Non
                 batch=section.batch,
                 truncation=section.truncation,
                 device=device,
+                content=contents.of(gan),
             )
             agreement = _softmax(predict_logits(teacher, sampled.images, device))[:, entry.label]
             selection = select_samples(
@@ -156,7 +159,13 @@ def _shard_rows(sampled: Sampled, agreement: NDArray[np.float32], selection: Sel
     chosen = selection.accepted
     kept = sampled.take(chosen)
     return SyntheticRows(
-        kept.images, kept.seeds, kept.positions, kept.d_score, agreement[chosen], selection.nearest_real[chosen]
+        kept.images,
+        kept.seeds,
+        kept.positions,
+        kept.d_score,
+        agreement[chosen],
+        selection.nearest_real[chosen],
+        kept.sources,
     )
 
 

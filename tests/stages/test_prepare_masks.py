@@ -105,6 +105,7 @@ def test_masks_stand_beside_the_images_and_change_nothing_else(project: Path) ->
         "masks.npy",
         "summary.json",
         "quarantine.csv",
+        *(f"folds/{fold}/train/hole.masks.json" for fold in ("f0", "f1", "f2", "final")),
     }
     assert load_prepared(project / "data" / "prepared").masks is None
     assert "masks" not in json.loads((folder / "summary.json").read_text())
