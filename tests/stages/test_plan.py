@@ -313,3 +313,16 @@ def test_sizes_says_before_training_what_the_test_set_could_show(tmp_path, capsy
     (tmp_path / "plan.yaml").write_text(text.replace("test_groups:\n  big: 24\n  mid: 22\n  rare: 8\n  tiny: 3\n", ""))
     with pytest.raises(PlanError, match="does not count the test groups of 'rare'"):
         power_table(Workspace(tmp_path))
+
+
+def test_a_plan_of_an_older_form_is_written_again_with_what_the_graph_wants(tmp_path):
+    workspace = project(tmp_path, {"big": 12, "rare": 4}, scarce=["rare"])
+    run_plan(workspace)
+    whole = workspace.plan_file.read_text(encoding="utf-8")
+    workspace.plan_file.write_text(whole.replace("scarce_slugs:\n- rare\n", ""), encoding="utf-8")
+    assert load_plan(workspace.plan_file).scarce_slugs == ["rare"]  # filled in, so that stages can read it
+    run_plan(workspace)
+    assert workspace.plan_file.read_text(encoding="utf-8") == whole
+    with pytest.raises(PlanError, match="scarce_slugs"):
+        workspace.plan_file.write_text(whole.replace("scarce_slugs:\n- rare\n", "scarce_slugs: []\n"), encoding="utf-8")
+        load_plan(workspace.plan_file)
