@@ -116,6 +116,6 @@ def worth_sentence(worth: Mapping[str, Any]) -> str:
     start = f"Beside {real} real images of a scarce class"
     if more["mean"] is None:
         return f"{start} the synthetic ones cannot be put into real ones: {worth['reason']}."
-    high = "any number" if more["high"] is None else f"{more['high']:+.0f}"
-    amount = f"{more['mean']:+.0f} ({more['low']:+.0f} to {high})"
+    high = "any number" if more["high"] is None else f"{more['high']:+.1f}"
+    amount = f"{more['mean']:+.1f} ({more['low']:+.1f} to {high})"
     return f"{start} the synthetic ones are worth {amount} real images more, on average over those classes."
