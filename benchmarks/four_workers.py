@@ -58,6 +58,36 @@ def dask_workers(folder: Path, n: int, environment: dict[str, str]) -> Iterator[
             yield address
 
 
+@contextmanager
+def ray_cluster(folder: Path, n: int, environment: dict[str, str]) -> Iterator[str]:
+    """A Ray head with `n` CPUs, so that `n` tasks run at a time, each in a process of its own; yields its address."""
+    port = free_port()
+    # a socket's path may not be longer than 107 characters
+    with tempfile.TemporaryDirectory(prefix="ray-") as short:
+        start = [str(Path(sys.executable).with_name("ray")), "start", "--head", "--block", "--num-cpus", str(n)]
+        start += ["--node-ip-address", "127.0.0.1", "--port", str(port), "--include-dashboard", "false"]
+        start += ["--disable-usage-stats", "--temp-dir", short, "--object-store-memory", str(100_000_000)]
+        place = {**environment, "SYNTHGEN_WORKERS": str(folder / "machine-0"), "RAY_USAGE_STATS_ENABLED": "0"}
+        with running("ray", start, folder, place):
+            address = f"127.0.0.1:{port}"
+            await_ray(address, environment)
+            yield address
+
+
+def await_ray(address: str, environment: dict[str, str]) -> None:
+    """Waits until the head takes drivers."""
+    ask = "import sys, ray\nray.init(address=sys.argv[1], logging_level='ERROR', log_to_driver=False)"
+    deadline = time.monotonic() + 180
+    while True:
+        try:
+            run(REPOSITORY, sys.executable, "-c", ask, address, environment=environment)
+            return
+        except RuntimeError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(2.0)
+
+
 def await_workers(address: str, n: int, environment: dict[str, str]) -> None:
     """Waits until the scheduler knows all its workers."""
     ask = (

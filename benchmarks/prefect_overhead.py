@@ -80,6 +80,7 @@ def run_directly(project: Path) -> None:
     from synthgen.stages.pretrain import run_pretrain
     from synthgen.stages.report import run_report
     from synthgen.stages.scratch import run_scratch
+    from synthgen.stages.search import run_search
     from synthgen.stages.synthesize import run_synthesize
     from synthgen.stages.workspace import Workspace
     from synthgen.stages.worth import run_worth
@@ -100,6 +101,8 @@ def run_directly(project: Path) -> None:
     run_assemble(workspace)
     for arm in workspace.config.evaluate.arms:
         run_evaluate(workspace, arm, device)
+    for _ in plan.search_runs:
+        run_search(workspace, device)
     for arm in workspace.config.challenge.arms:
         run_challenge(workspace, arm, device)
     run_compare(workspace)

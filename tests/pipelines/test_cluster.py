@@ -195,10 +195,10 @@ def test_a_failing_stage_fails_with_its_words(toy, tmp_path):
 @pytest.mark.slow
 @pytest.mark.server
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("runner", ["slots", "dask"])
+@pytest.mark.parametrize("runner", ["slots", "dask", "ray"])
 def test_two_workers_publish_what_one_machine_would(runner, tmp_path, server, monkeypatch):
-    if runner == "dask" and importlib.util.find_spec("prefect_dask") is None:
-        pytest.skip("prefect-dask is not installed: pip install 'synthgen[dask]'")
+    if runner != "slots" and importlib.util.find_spec(f"prefect_{runner}") is None:
+        pytest.skip(f"prefect-{runner} is not installed: pip install 'synthgen[pipelines,{runner}]'")
     monkeypatch.syspath_prepend(str(Path(__file__).resolve().parents[2] / "benchmarks"))
     four_workers = importlib.import_module("four_workers")
     toy = make_toy(tmp_path / "toy", 2)
@@ -218,6 +218,9 @@ def test_two_workers_publish_what_one_machine_would(runner, tmp_path, server, mo
 
     if runner == "dask":
         with four_workers.dask_workers(tmp_path, 2, environment) as address:
+            spread("--address", address)
+    elif runner == "ray":
+        with four_workers.ray_cluster(tmp_path, 2, environment) as address:
             spread("--address", address)
     else:
         spread("--max-workers", "2")
