@@ -117,76 +117,27 @@ def table(one: GainSet, record: dict[str, Any]) -> str:
     if "balanced" in classical:
         lines += ["", "Scarce recall over `balanced`, plain class-balanced sampling:", ""]
         lines += [f"- `{arm}` {interval(units.recall[arm] - units.recall['balanced'], one.overlap)}" for arm in made]
+    kinds = {
+        json.dumps([entry.get("params"), entry.get("versions")], sort_keys=True) for entry in record["splits"].values()
+    }
+    if len(kinds) > 1:
+        lines += [
+            "",
+            f"The splits were measured with {len(kinds)} different sets of parameters or versions; arms that not all "
+            "have are left out.",
+        ]
     minutes = sum(sum(entry["seconds"].values()) for entry in record["splits"].values()) / 60 / n_splits
-    lines += ["", f"Time of a split: {minutes:.0f} minutes. Again: `python benchmarks/gain.py {one.name}`."]
+    lines += [
+        "",
+        f"Time of a split: {minutes:.0f} minutes. Again, with the parameters of today: "
+        f"`python benchmarks/gain.py {one.name}`.",
+    ]
     return "\n".join(lines) + "\n"
 
 
 def _counts(chosen: list[str]) -> str:
     found = sorted({arm: chosen.count(arm) for arm in chosen if arm}.items(), key=lambda item: (-item[1], item[0]))
     return ", ".join(f"{arm} {count}" for arm, count in found) or "not yet"
-
-
-def worth(level: NDArray[np.float64], counts: list[int], errors: NDArray[np.float64]) -> NDArray[np.float64]:
-    """How many real images a class would have to have for the classical arm to err as little.
-
-    Between counts the error is taken to fall along a straight line of its logarithm over that of the count; beyond
-    the largest count nothing is said (nan), below the smallest the smallest count stands.
-
-    Args:
-        level: (n,) error of the synthetic arm by unit.
-        counts: real images a class, ascending.
-        errors: (n, len(counts)) error of the classical arm by unit.
-    Returns:
-        (n,) equivalent counts.
-    """
-    found = np.full(len(level), np.nan)
-    logs = np.log(np.asarray(counts, dtype=np.float64))
-    for i, value in enumerate(level):
-        curve = np.minimum.accumulate(np.log(np.maximum(errors[i], 1e-4)))
-        wanted = np.log(max(value, 1e-4))
-        if wanted >= curve[0]:
-            found[i] = counts[0]
-        elif wanted >= curve[-1]:
-            found[i] = np.exp(np.interp(-wanted, -curve, logs))
-    return found
-
-
-def worth_lines(prefix: str, arm: str) -> list[str]:
-    """What the images of `arm` are worth in real images, where the set was measured at several counts."""
-    records = {}
-    for n in (10, 20, 50):
-        path = RESULTS / f"{prefix}_n{n}.json"
-        if path.exists():
-            records[n] = json.loads(path.read_text(encoding="utf-8"))
-    shared = set.intersection(*(set(record["splits"]) for record in records.values())) if len(records) > 1 else set()
-    if len(shared) < 2:
-        return []
-    units = {
-        n: read_units({**record, "splits": {split: record["splits"][split] for split in shared}})
-        for n, record in records.items()
-    }
-    counts = sorted(units)
-    errors = np.stack([1 - units[n].of_chosen(units[n].recall) for n in counts], axis=1)  # (splits, counts)
-    lines = []
-    for n in counts[:-1]:
-        level = 1 - units[n].recall[arm]
-        more = worth(level, counts[counts.index(n) :], errors[:, counts.index(n) :]) - n
-        estimate = fold_estimate(more[~np.isnan(more)], 0.0)
-        low, high = bounds_of_counts(estimate.mean, estimate.error, estimate.df)
-        lines.append(
-            f"- n = {n}: `{arm}` is worth {estimate.mean:.1f} ({low:.1f} to {high:.1f}) more real images of each "
-            f"scarce class, {estimate.n} splits"
-        )
-    return lines
-
-
-def bounds_of_counts(mean: float, error: float, df: float) -> tuple[float, float]:
-    """95 % interval of a mean number of images (Student's t)."""
-    from scipy.stats import t
-
-    width = float(t.ppf(1 - LEVEL, df)) * error if df > 0 else float("inf")
-    return mean - width, mean + width
 
 
 def write_tables(texts: dict[str, str]) -> None:
@@ -212,10 +163,6 @@ def main() -> None:
         path: Path = RESULTS / f"{name}.json"
         if path.exists() and (not arguments.sets or name in arguments.sets):
             texts[name] = table(one, json.loads(path.read_text(encoding="utf-8")))
-    for role in ("develop", "confirm"):
-        lines = worth_lines(f"mnist_{role}", "best+synthetic")
-        if lines and f"mnist_{role}_n10" in texts:
-            texts[f"mnist_{role}_n10"] += "\nWorth in real images:\n\n" + "\n".join(lines) + "\n"
     if arguments.write:
         write_tables(texts)
     else:

@@ -75,13 +75,15 @@ def smallest_gain_at_best(
 def groups_needed(
     gain: float, *, n_folds: int, n_scarce: int, level: float, frozen: bool = False, power: float = POWER
 ) -> int | None:
-    """The fewest test groups with which `gain` could be shown in the best case; None below two folds.
+    """The fewest test groups with which `gain` could be shown in the best case; None where none could.
+
+    That is so below two folds, and where over ten million groups would be needed (two folds, many scarce classes).
 
     Args:
         gain: wanted, in (0, 1).
         n_folds, n_scarce, level, frozen, power: see `smallest_gain_at_best`.
     Raises:
-        MeasurementError: a gain that is not in (0, 1), or so small that over ten million groups would be needed.
+        MeasurementError: a gain that is not in (0, 1).
     """
 
     def enough(n_groups: int) -> bool:
@@ -90,12 +92,10 @@ def groups_needed(
         )
         return smallest <= gain
 
-    if n_folds < 2:
+    if not 0.0 < gain < 1.0:
+        raise MeasurementError(f"a gain of {gain} is not in (0, 1)")
+    if n_folds < 2 or not enough(MAX_GROUPS):
         return None
-    if not 0.0 < gain < 1.0 or not enough(MAX_GROUPS):
-        raise MeasurementError(
-            f"a gain of {gain} is not in (0, 1) or needs over {MAX_GROUPS:,} test groups; ask for a larger one, below 1"
-        )
     low, high = 1, MAX_GROUPS
     while high - low > 1:
         middle = (low + high) // 2

@@ -18,7 +18,8 @@ from synthgen.metrics.intervals import t_quantile
 LEAST_ERROR = 1e-3
 """Errors below it count as it: a logarithm of no error at all says nothing."""
 FARTHEST = 8.0
-"""No equivalent number of images beyond this multiple of the real ones is stated: the curve was not measured there."""
+"""No equivalent number of images beyond this multiple of the real ones is stated: the curve was not measured there. To
+the left the smallest number measured is the limit."""
 
 
 @dataclass(frozen=True)
@@ -28,7 +29,7 @@ class Worth:
     Attributes:
         n_real: mean number of real images of a scarce class that the arms trained on.
         equivalent: real images that the arm without synthetic ones would need for the same error; nan if unknown.
-        low, high: 95 % interval of `equivalent` by the jackknife over folds; 0 and inf where one side is open.
+        low, high: interval of `equivalent` by the jackknife over folds; 0 and inf where one side is open.
         exponent: b of error = a n^-b.
         n_folds: folds behind it.
         reason: why there is no number; empty where there is one.
@@ -79,7 +80,12 @@ def _log_ratio(counts: Sequence[float], errors: NDArray[np.float64], synthetic: 
 
 
 def worth_in_reals(
-    counts: Sequence[float], errors: NDArray[np.float64], synthetic: NDArray[np.float64], level: float = 0.025
+    counts: Sequence[float],
+    errors: NDArray[np.float64],
+    synthetic: NDArray[np.float64],
+    *,
+    ratio: float = 0.0,
+    level: float = 0.025,
 ) -> Worth:
     """Places the arm with synthetic images on the learning curve of the same arm without them.
 
@@ -91,6 +97,7 @@ def worth_in_reals(
         counts: mean real images of a scarce class, ascending; the last are all that there are.
         errors: (J, len(counts)) 1 - mean recall of the scarce classes by fold, without synthetic images.
         synthetic: (J,) the same with them, at all real images.
+        ratio: what is added to 1/J in the variance, as folds share training data (`intervals.correction_ratio`).
         level: one-sided, of each bound.
 
     Raises:
@@ -108,19 +115,29 @@ def worth_in_reals(
         raise MeasurementError(f"counts {list(counts)} must be positive and rise")
     n_real = float(counts[-1])
     exponent = learning_exponent(counts, errors.mean(axis=0))
-    ratio = _log_ratio(counts, errors, synthetic)
-    if math.isnan(ratio):
+    log_ratio = _log_ratio(counts, errors, synthetic)
+    if math.isnan(log_ratio):
         reason = "more real images did not lower the error of the arm without synthetic ones"
         return unplaced(n_real, n_folds, reason, exponent)
-    if ratio > math.log(FARTHEST):
+    if log_ratio > math.log(FARTHEST):
         reason = f"over {FARTHEST:g} times the real images there are, where no curve was measured"
-        return Worth(n_real, math.nan, n_real, math.inf, exponent, n_folds, reason)
-    low, high = _jackknife(counts, errors, synthetic, ratio, level)
-    return Worth(n_real, n_real * math.exp(ratio), n_real * math.exp(low), n_real * math.exp(high), exponent, n_folds)
+        return unplaced(n_real, n_folds, reason, exponent)
+    if log_ratio < math.log(counts[0] / n_real):
+        reason = f"fewer than the {counts[0]:g} real images where the curve begins"
+        return unplaced(n_real, n_folds, reason, exponent)
+    low, high = _jackknife(counts, errors, synthetic, log_ratio, ratio, level)
+    return Worth(
+        n_real, n_real * math.exp(log_ratio), n_real * math.exp(low), n_real * math.exp(high), exponent, n_folds
+    )
 
 
 def _jackknife(
-    counts: Sequence[float], errors: NDArray[np.float64], synthetic: NDArray[np.float64], ratio: float, level: float
+    counts: Sequence[float],
+    errors: NDArray[np.float64],
+    synthetic: NDArray[np.float64],
+    log_ratio: float,
+    ratio: float,
+    level: float,
 ) -> tuple[float, float]:
     """Bounds of the log ratio, open where a fold less leaves no falling curve or one fold is all there is."""
     n_folds = len(synthetic)
@@ -129,7 +146,10 @@ def _jackknife(
     left_out = [_log_ratio(counts, np.delete(errors, j, axis=0), np.delete(synthetic, j)) for j in range(n_folds)]
     if any(math.isnan(value) for value in left_out):
         return -math.inf, math.inf
-    error = math.sqrt((n_folds - 1) * float(np.var(left_out)))
+    error = math.sqrt((1 + n_folds * ratio) * (n_folds - 1) * float(np.var(left_out)))
     width = t_quantile(level, n_folds - 1.0) * error
-    top = ratio + width
-    return ratio - width, top if top <= math.log(FARTHEST) else math.inf
+    low, high = log_ratio - width, log_ratio + width
+    return (
+        low if low >= math.log(counts[0] / counts[-1]) else -math.inf,
+        high if high <= math.log(FARTHEST) else math.inf,
+    )

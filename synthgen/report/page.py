@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from synthgen.config import CompareSection
 from synthgen.dataset.acceptance import Acceptance
 from synthgen.metrics.power import smallest_gain_at_best
 from synthgen.records import Plan
@@ -239,7 +240,7 @@ def _at_best(gain: Mapping[str, Any], n_groups: int) -> float | None:
         level=(1 - gain["confidence"]) / 2,
         frozen=gain["mode"] == "frozen",
     )
-    return smallest if smallest < 1 else None
+    return smallest if smallest < 1 and n_groups >= CompareSection().min_test_groups else None
 
 
 def _arms(content: ReportContent) -> list[dict[str, Any]]:

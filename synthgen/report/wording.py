@@ -117,5 +117,6 @@ def worth_sentence(worth: Mapping[str, Any]) -> str:
     if more["mean"] is None:
         return f"{start} the synthetic ones cannot be put into real ones: {worth['reason']}."
     high = "any number" if more["high"] is None else f"{more['high']:+.1f}"
-    amount = f"{more['mean']:+.1f} ({more['low']:+.1f} to {high})"
+    low = "any loss" if more["low"] is None else f"{more['low']:+.1f}"
+    amount = f"{more['mean']:+.1f} ({low} to {high})"
     return f"{start} the synthetic ones are worth {amount} real images more, on average over those classes."

@@ -22,8 +22,9 @@ from synthgen.dataset.origin_record import read_origin
 from synthgen.dataset.predictions import load_predictions, save_predictions
 from synthgen.dataset.prepared import PreparedData, load_prepared
 from synthgen.dataset.shards import read_images
+from synthgen.errors import PlanError
 from synthgen.metrics.choice import choose_arm
-from synthgen.records import FINAL
+from synthgen.records import FINAL, PLAN_COMMAND
 from synthgen.stages.evaluate import SCHEMA
 from synthgen.stages.searched import SearchedPolicies, read_searched
 from synthgen.stages.shortcut import mean_bits, origin_of_fold
@@ -112,10 +113,16 @@ def policies_in_folds(workspace: Workspace, arm_name: str, data: PreparedData) -
     Raises:
         ConfigError: no such arm or policy.
         ArtifactError: the arm is searched for, and there is no usable result of `synthgen search`.
+        PlanError: the arm is searched for, and plan.yaml knows nothing of it.
     """
     folds = workspace.plan.measured_folds
     policies = {**POLICIES, **workspace.config.challenge.policies}
     base, name = split_arm(arm_name, [*policies, SEARCHED_POLICY])
+    if name == SEARCHED_POLICY and not workspace.plan.search_runs:
+        raise PlanError(
+            f"challenge.arms has {arm_name}, but plan.yaml was written without a search, so a result that lies in "
+            f"data/search would be of another run; run `{PLAN_COMMAND}`, then `dvc repro`"
+        )
     if name == SEARCHED_POLICY:
         found = read_searched(workspace, data.class_names)
         return base, FoldPolicies({fold: found.policies[fold] for fold in folds}, found.policies[FINAL], found)

@@ -90,6 +90,12 @@ def check_arms(config: Config) -> None:
             raise ConfigError(
                 f"challenge.arms: {name} needs a shared GAN, which plan.strategy scratch has not; remove it"
             )
+    unknown = [name for name in config.search.candidates if name not in policies]
+    if config.challenge.searched_arms and unknown:
+        raise ConfigError(
+            f"search.candidates: {unknown[0]!r} is no policy; there are {', '.join(sorted(policies))} "
+            "(challenge.policies)"
+        )
 
 
 def with_search(plan: Plan, config: Config) -> Plan:

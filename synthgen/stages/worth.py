@@ -19,6 +19,7 @@ from synthgen.dataset.predictions import Predictions, load_predictions
 from synthgen.dataset.prepared import PreparedData, load_prepared
 from synthgen.errors import MeasurementError
 from synthgen.metrics.classification import confusion_counts, recall_per_class
+from synthgen.metrics.intervals import correction_ratio
 from synthgen.metrics.outcomes import average_where_known
 from synthgen.metrics.worth import Worth, unplaced, worth_in_reals
 from synthgen.seeding import derive_seed
@@ -62,10 +63,22 @@ def run_worth(workspace: Workspace, device: torch.device, n_workers: int | None 
     elif not parts:
         placed = unplaced(n_real, int(known.sum()), "no class has enough objects for a smaller part of them")
     else:
-        placed = worth_in_reals(counts, curve[known], synthetic[known])
+        placed = worth_in_reals(counts, curve[known], synthetic[known], ratio=_overlap(data, scarce, full))
     result = {"schema": SCHEMA, "arm": challenger, **worth_record(placed, counts, curve[known], synthetic[known])}
     write_json(workspace.worth, result)
     return result
+
+
+def _overlap(data: PreparedData, scarce: list[int], full: dict[str, NDArray[np.int64]]) -> float:
+    """What folds that share training data add to the variance of a mean over them; 0 on a test set of one's own."""
+    if data.frozen or len(full) < 2:
+        return 0.0
+
+    def mean_groups(rows: dict[str, NDArray[np.int64]]) -> float:
+        return float(np.mean([len(np.unique(data.groups[r][np.isin(data.labels[r], scarce)])) for r in rows.values()]))
+
+    tested = {fold: data.split(fold).test for fold in full}
+    return correction_ratio(mean_groups(tested), mean_groups(full), len(full))
 
 
 def _smaller_parts(
@@ -174,7 +187,7 @@ def worth_record(
         "error_with_synthetic": round(float(synthetic.mean()), 6) if len(synthetic) else None,
         "exponent": round(worth.exponent, 4) if math.isfinite(worth.exponent) else None,
         "more_real_images": {
-            name: round(value, 2) if math.isfinite(value) else None
+            name: round(value, 2) if math.isfinite(value) and value > -worth.n_real else None
             for name, value in zip(("mean", "low", "high"), more, strict=True)
         },
         "reason": worth.reason,

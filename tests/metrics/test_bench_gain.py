@@ -97,12 +97,3 @@ def test_the_gain_is_paired_by_split_and_its_interval_is_students(script):
     # error of the chosen arm 0.4, with synthetic images 0.3233
     assert "| `b+synthetic` | 67.67 |" in text
     assert "-19 %" in text
-
-
-def test_a_level_on_the_curve_is_worth_its_count(script):
-    worth = script("gain_table").worth
-    errors = np.array([[0.4, 0.2, 0.1], [0.4, 0.2, 0.1], [0.4, 0.2, 0.1], [0.4, 0.2, 0.1]])
-    counts = [10, 20, 40]
-    found = worth(np.array([0.4, 0.2, 0.4 / np.sqrt(2), 0.05]), counts, errors)
-    np.testing.assert_allclose(found[:3], [10.0, 20.0, 10.0 * np.sqrt(2)])
-    assert np.isnan(found[3]), "nothing is said beyond the largest count"

@@ -58,6 +58,15 @@ def test_no_number_where_the_curve_does_not_fall_or_was_not_measured() -> None:
     far = worth_in_reals(COUNTS, np.tile(curve(0.9, 0.3), (5, 1)), np.full(5, 0.01))
     assert math.isnan(far.equivalent)
     assert f"{FARTHEST:g} times" in far.reason
+    # hardly falling, and the challenger a little worse: the reviewer's case, in which -12 of 12 images was said once
+    flat_curve = np.tile([0.301, 0.3005, 0.300], (5, 1))
+    lost = worth_in_reals((3.0, 6.0, 12.0), flat_curve, np.full(5, 0.32))
+    assert math.isnan(lost.equivalent)
+    assert "where the curve begins" in lost.reason
+    unsure = np.array([[0.05], [0.60], [0.05]]) * np.array([4.0, 2.0, 1.0]).clip(max=1.5)
+    wide = worth_in_reals(COUNTS, unsure, unsure[:, 2] * np.array([0.2, 1.0, 0.2]))
+    assert wide.low == 0.0 or wide.low >= COUNTS[0]
+    assert wide.high == math.inf or wide.high <= FARTHEST * COUNTS[-1]
     alone = worth_in_reals(COUNTS, curve(0.9, 0.5)[None], np.array([0.15]))
     assert (alone.low, alone.high) == (0.0, math.inf)
 
@@ -66,3 +75,13 @@ def test_no_number_where_the_curve_does_not_fall_or_was_not_measured() -> None:
 def test_counts_that_are_no_curve_are_refused(counts: tuple[float, ...]) -> None:
     with pytest.raises(MeasurementError):
         worth_in_reals(counts, np.full((3, len(counts)), 0.2), np.full(3, 0.1))
+
+
+def test_shared_training_data_widen_the_interval_by_the_corrected_variance() -> None:
+    rng = np.random.default_rng(3)
+    errors = curve(0.6, 0.6) * rng.lognormal(0.0, 0.02, (5, 3))
+    synthetic = curve(0.6, 0.6, (25.0,))[0] * rng.lognormal(0.0, 0.02, 5)
+    plain = worth_in_reals(COUNTS, errors, synthetic)
+    wider = worth_in_reals(COUNTS, errors, synthetic, ratio=0.25)
+    # (1/5 + 1/4) over 1/5 in the variance, on the log scale
+    assert math.log(wider.high / wider.equivalent) == pytest.approx(1.5 * math.log(plain.high / plain.equivalent))
