@@ -15,13 +15,13 @@ from synthgen.dataset.origin_record import ORIGIN_FILE
 from synthgen.dataset.predictions import load_predictions
 from synthgen.dataset.prepared import load_prepared
 from synthgen.dataset.shards import SyntheticRows, write_synthetic_shard
-from synthgen.errors import ArtifactError, ConfigError
-from synthgen.records import NOTHING_SEARCHED, SEARCH_RESULT
+from synthgen.errors import ArtifactError, ConfigError, PlanError
+from synthgen.records import NOTHING_SEARCHED, SEARCH_RESULT, save_plan
 from synthgen.stages import search
 from synthgen.stages.challenge import run_challenge
 from synthgen.stages.compare import procedure_digest, run_compare
 from synthgen.stages.evaluate import run_evaluate
-from synthgen.stages.plan import run_plan
+from synthgen.stages.plan import check_arms, run_plan
 from synthgen.stages.prepare import run_prepare
 from synthgen.stages.search import run_search
 from synthgen.stages.tables import verdict_table
@@ -170,6 +170,22 @@ def test_the_challenger_takes_each_folds_own_policy_and_the_verdict_tells_the_se
     assert gain["search"]["chosen"]["f1"]["candidate"] == "half"
     assert gain["search"]["cost"] == record["cost"]
     assert verdict_table(gain)
+
+
+def test_a_result_that_plan_yaml_knows_nothing_of_is_refused_with_the_remedy(
+    searched: Workspace, tmp_path: Path
+) -> None:
+    # params.yaml has the arm, plan.yaml was written before: DVC would not track the result that still lies there
+    other = _copy(searched, tmp_path / "other")
+    save_plan(other.plan_file, other.plan.model_copy(update={"search_runs": []}))
+    with pytest.raises(PlanError, match=r"run `synthgen plan`, then `dvc repro`"):
+        run_challenge(Workspace(other.root), "best+searched", CPU, n_workers=1)
+
+
+def test_a_candidate_that_there_is_not_is_said_by_plan(searched: Workspace, tmp_path: Path) -> None:
+    other = _copy(searched, tmp_path / "other", "candidates: [half]", "candidates: [hallf]")
+    with pytest.raises(ConfigError, match=r"search\.candidates: 'hallf' is no policy; there are half"):
+        check_arms(other.config)
 
 
 def test_a_result_of_other_folds_is_refused(searched: Workspace, tmp_path: Path) -> None:
