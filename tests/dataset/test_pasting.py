@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from synthgen.config import TransformsSection
@@ -58,6 +58,7 @@ def test_shading_of_the_background_runs_through_the_region():
         st.tuples(st.floats(0, 1), st.floats(0, 1), st.integers(1, 40), st.integers(1, 40)), min_size=1, max_size=3
     ),
 )
+@example(seed=2304894, side=28, channels=1, blobs=[(0.5, 0.5, 1, 1)])
 def test_outside_the_opacity_the_background_is_untouched_and_a_region_is_there(seed, side, channels, blobs):
     rng = np.random.default_rng(seed)
     masks = np.zeros((len(blobs), side, side), bool)
@@ -77,7 +78,9 @@ def test_outside_the_opacity_the_background_is_untouched_and_a_region_is_there(s
     assert np.array_equal(bank.labels[pasted.bank_rows], wanted)
     untouched = pasted.masks == 0
     assert np.array_equal(pasted.images[untouched], backgrounds[untouched])
-    assert (pasted.masks.max(axis=(1, 2)) >= 128).all()
+    # a region thinner than four pixels may be scaled to half and fall between pixels: then no pixel is half covered
+    sides = np.minimum(masks.any(axis=1).sum(axis=1), masks.any(axis=2).sum(axis=1))[pasted.bank_rows]
+    assert (pasted.masks.max(axis=(1, 2)) >= np.where(sides >= 4, 128, 1)).all()
 
 
 def test_regions_stay_inside_and_are_spread_over_the_image():
