@@ -269,7 +269,9 @@ class EvaluateSection(Section):
 
     arms: list[str]
     repeats: Annotated[int, Field(ge=2)] = 2
-    crossfit: bool = True
+    crossfit: bool = Field(
+        default=True, description="choose the classical arm inside each fold; false: on validation rows of all folds"
+    )
     share: Share = 0.25
     mix_alpha: Positive = 0.3
 

@@ -10,7 +10,7 @@ VERSIONS = {
     "gan": 2,
     "selection": 1,
     "classifier": 3,
-    "metrics": 1,
+    "metrics": 2,
     "report": 4,
     "probe": 1,
 }

@@ -107,14 +107,18 @@ class Predictions:
     def selection(self, fold: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
         """Labels (n,) and logits (n, K) on which the classical arm of a fold is chosen.
 
-        The cross-fitted rows (part `inner`) where there are any, else validation, pooled over repeats.
-        No row of the fold's test side.
+        The cross-fitted rows (part `inner`) where there are any. Else the validation rows of all folds but those of
+        groups that this fold is tested on: a fold's own hold a handful of scarce images. Pooled over repeats; no row
+        of the fold's test side.
 
         Raises:
             MeasurementError: the fold has neither.
         """
-        part = "inner" if self.has(fold, "inner") else "val"
-        chosen = np.flatnonzero((self.folds == fold) & (self.parts == part))
+        here = self.folds == fold
+        chosen = np.flatnonzero(here & (self.parts == "inner"))
+        if not chosen.size:
+            tested = np.unique(self.groups[here & (self.parts == "test")])
+            chosen = np.flatnonzero((self.parts == "val") & ~np.isin(self.groups, tested))
         if not chosen.size:
             raise MeasurementError(f"fold {fold} has neither cross-fitted nor validation predictions to choose an arm")
         return self.labels[chosen], self.logits[chosen]

@@ -53,7 +53,7 @@ def test_selection_prefers_cross_fitted_rows_and_never_sees_the_test_side():
     )
     labels, logits = everything.selection("f0")
     np.testing.assert_array_equal(logits, piece(part="inner", n=4).logits)
-    labels, logits = concatenate([piece(), piece(part="val", n=3), piece(part="val", n=3, repeat=1)]).selection("f0")
+    labels, logits = concatenate([piece(n=0), piece(part="val", n=3), piece(part="val", n=3, repeat=1)]).selection("f0")
     assert len(labels) == len(logits) == 6
     with pytest.raises(MeasurementError, match="neither"):
         piece().selection("f0")
@@ -90,3 +90,33 @@ def test_files_that_are_something_else(tmp_path):
     pq.write_table(ragged, path)
     with pytest.raises(ArtifactError, match="rows hold"):
         load_predictions(path)
+
+
+def test_without_cross_fitting_validation_rows_of_all_folds_choose_but_none_of_the_tested_objects():
+    def rows(fold, part, images):  # image k is of object k // 2
+        every = piece(fold=fold, part=part, n=12, seed=int(fold[1:]))
+        chosen = np.isin(every.sha256, [f"{k:02d}" for k in images])
+        return replace(every, **{name: column[chosen] for name, column in vars(every).items()})
+
+    folds = {"f0": ([0, 1, 2, 3], [4, 5, 6, 7]), "f1": ([4, 5, 6, 7], [8, 9]), "f2": ([8, 9], [0, 1, 2])}
+    everything = concatenate(
+        [
+            rows(fold, part, images)
+            for fold, sides in folds.items()
+            for part, images in zip(("test", "val"), sides, strict=True)
+        ]
+    )
+    for fold, (tested, _) in folds.items():
+        labels, logits = everything.selection(fold)
+        expected = [
+            rows(other, "val", [k for k in val if k // 2 not in {t // 2 for t in tested}])
+            for other, (_, val) in folds.items()
+        ]
+        np.testing.assert_array_equal(logits, np.concatenate([part.logits for part in expected]))
+        np.testing.assert_array_equal(labels, np.concatenate([part.labels for part in expected]))
+    # what f0 is tested on may say anything: its choice stays
+    disturbed = replace(
+        everything,
+        logits=np.where(np.isin(everything.sha256, ["00", "01", "02", "03"])[:, None], 9.0, everything.logits),
+    )
+    np.testing.assert_array_equal(disturbed.selection("f0")[1], everything.selection("f0")[1])
