@@ -38,6 +38,8 @@ class GainSet:
         overlap: test over training images of one split where splits are drawn from the same images, for the corrected
             variance (Nadeau and Bengio 2003); 0 where training draws are disjoint.
         bar: what it is to show, in words.
+        with_masks: classical arms that use more than images and labels; the others are measured against the best of
+            those that do not.
     """
 
     name: str
@@ -48,6 +50,7 @@ class GainSet:
     layout: Layout
     overlap: float
     bar: str
+    with_masks: tuple[str, ...] = ()
 
 
 def _found(name: str) -> Path:
@@ -155,6 +158,25 @@ def unpack_images(archive: Path, target: Path, endings: tuple[str, ...]) -> None
 def lay_out_cifar(folder: Path, split: int) -> None:
     """CIFAR-10-LT with imbalance 100 as it comes: train and test."""
     del split
+    images, names = _cifar_sides()
+    np.savez(
+        _raw(folder) / "images.npz",
+        **{f"x_{side}": np.stack(images[side]) for side in images},
+        **{f"y_{side}": np.asarray(names[side]) for side in names},
+    )
+
+
+def lay_out_colour(folder: Path, split: int) -> None:
+    """The first 500 training images of each class of CIFAR-10-LT, 3,391 in all, without a test side of its own."""
+    del split
+    images, names = _cifar_sides()
+    labels = np.asarray(names["train"])
+    chosen = np.concatenate([np.flatnonzero(labels == name)[:500] for name in np.unique(labels)])
+    np.savez(_raw(folder) / "images.npz", x=np.stack(images["train"])[chosen], y=labels[chosen])
+
+
+def _cifar_sides() -> tuple[dict[str, list[NDArray[np.uint8]]], dict[str, list[str]]]:
+    """Images (32, 32, 3) and class names of `train` and `test`, in the archive's order."""
     from PIL import Image
 
     raw: dict[str, list[NDArray[np.uint8]]] = {"train": [], "test": []}
@@ -170,11 +192,7 @@ def lay_out_cifar(folder: Path, split: int) -> None:
             with Image.open(io.BytesIO(stream.read())) as image:
                 raw[side].append(np.asarray(image.convert("RGB")))
             names[side].append(parts[-2])
-    np.savez(
-        _raw(folder) / "images.npz",
-        **{f"x_{side}": np.stack(images) for side, images in raw.items()},
-        **{f"y_{side}": np.asarray(values) for side, values in names.items()},
-    )
+    return raw, names
 
 
 def _mnist(role: str, scarce: tuple[int, ...], n: int, bar: str) -> GainSet:
@@ -216,6 +234,7 @@ SETS = {
             lay_out_tiles,
             0.25,
             "balanced accuracy +4 points, AUC up, free not down by more than 5 points",
+            with_masks=("paste",),
         ),
         GainSet(
             "cifar",

@@ -114,6 +114,8 @@ def table(one: GainSet, record: dict[str, Any]) -> str:
         lines += ["", "Balanced accuracy over the chosen classical arm:", ""]
         balanced = units.of_chosen(units.balanced)
         lines += [f"- `{arm}` {interval(units.balanced[arm] - balanced, one.overlap)}" for arm in made]
+    if one.with_masks:
+        lines += _without_masks(one, units, classical, made)
     if "balanced" in classical:
         lines += ["", "Scarce recall over `balanced`, plain class-balanced sampling:", ""]
         lines += [f"- `{arm}` {interval(units.recall[arm] - units.recall['balanced'], one.overlap)}" for arm in made]
@@ -133,6 +135,23 @@ def table(one: GainSet, record: dict[str, Any]) -> str:
         f"`python benchmarks/gain.py {one.name}`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _without_masks(one: GainSet, units: Units, classical: list[str], made: list[str]) -> list[str]:
+    """Arms with synthetic images, and those with masks, against the best classical arm that needs no masks."""
+    best = max((arm for arm in classical if arm not in one.with_masks), key=lambda arm: np.nanmean(units.balanced[arm]))
+    lines = [
+        "",
+        f"Over `{best}`, the classical arm without masks that has the best mean balanced accuracy on the test images:",
+        "",
+        "| arm | balanced accuracy | scarce AUC | recall of the others |",
+        "| --- | --- | --- | --- |",
+    ]
+    for arm in [*(arm for arm in one.with_masks if arm in classical), *made]:
+        kinds = (units.balanced, units.auc, units.others)
+        shown = " | ".join(interval(values[arm] - values[best], one.overlap) for values in kinds)
+        lines.append(f"| `{arm}` | {shown} |")
+    return lines
 
 
 def _counts(chosen: list[str]) -> str:

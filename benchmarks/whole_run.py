@@ -1,10 +1,11 @@
-"""The whole pipeline on the magnetic tiles, in a project folder of its own.
+"""The whole pipeline on a real data set, in a project folder of its own.
 
-    python benchmarks/tiles.py FOLDER
+    python benchmarks/whole_run.py magnetic_tiles FOLDER
+    python benchmarks/whole_run.py colour32 FOLDER
 
-Makes FOLDER (git, DVC, raw images and masks from magnetic-tile.tar and magnetic-tile-masks.tar.gz, and
-examples/magnetic_tiles/params.yaml), runs `synthgen plan` and `dvc repro` there, and prints the minutes of each stage
-and the Markdown that stands in docs/results.md. Run again, it goes on where it stopped.
+Makes FOLDER (git, DVC, raw images from $SYNTHGEN_BENCH_DATA and examples/NAME/params.yaml), runs `synthgen plan` and
+`dvc repro` there, and prints the minutes of each stage and the Markdown that stands in docs/results.md. Run again, it
+goes on where it stopped. `colour32` are 3,391 images of CIFAR-10-LT's training side, at most 500 of a class.
 """
 
 import argparse
@@ -18,18 +19,20 @@ from collections import defaultdict
 from pathlib import Path
 
 from bench_data import ROOT
-from gain_sets import lay_out_tiles
+from gain_sets import lay_out_colour, lay_out_tiles
 from results_table import results_markdown
 
+EXAMPLES = {"magnetic_tiles": lay_out_tiles, "colour32": lay_out_colour}
 
-def make_project(folder: Path) -> None:
+
+def make_project(example: str, folder: Path) -> None:
     """Lays the project out, unless it stands already."""
     if (folder / "dvc.yaml").exists():
         return
-    lay_out_tiles(folder, 0)
+    EXAMPLES[example](folder, 0)
     for name in ("dvc.yaml", ".dvcignore", ".gitignore"):
         shutil.copy(ROOT / name, folder / name)
-    shutil.copy(ROOT / "examples" / "magnetic_tiles" / "params.yaml", folder / "params.yaml")
+    shutil.copy(ROOT / "examples" / example / "params.yaml", folder / "params.yaml")
     run(folder, "git", "init", "-q")
     run(folder, "dvc", "init", "-q")
 
@@ -68,10 +71,12 @@ def repro(folder: Path) -> dict[str, float]:
 def main() -> None:
     """Lays out, runs, prints."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
+    parser.add_argument("example", choices=sorted(EXAMPLES))
     parser.add_argument("folder", type=Path)
-    folder = parser.parse_args().folder.resolve()
+    arguments = parser.parse_args()
+    folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
-    make_project(folder)
+    make_project(arguments.example, folder)
     run(folder, "synthgen", "plan")
     minutes = repro(folder)
     print("\n| stage | minutes |\n| --- | --- |")
