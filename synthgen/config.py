@@ -193,6 +193,9 @@ class PretrainSection(Section):
         default=0.9, description="how often two styles are mixed (architecture style); 0 suits small images"
     )
     class_ramp: Share = Field(default=0.0, description="share of the training in which the class input is let in")
+    keep_weight: NotNegative = Field(
+        default=1.0, description="of the change that translate_masked makes to a composite, so that it keeps its region"
+    )
     grow_until: Annotated[float, Field(gt=0.0, le=1.0)] = 0.5
     real_transforms: Annotated[float, Field(ge=0.0, le=1.0)] = 0.6
     diffaugment_translation: Annotated[float, Field(ge=0.0, le=0.5)] = 0.125

@@ -7,7 +7,7 @@ that use an installed synthgen and have no source code beside their data. A plan
 
 VERSIONS = {
     "dataset": 2,
-    "gan": 2,
+    "gan": 3,
     "selection": 1,
     "classifier": 3,
     "metrics": 2,

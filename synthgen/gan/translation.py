@@ -97,7 +97,7 @@ class TranslationGame:
 
 
 def translation_game(
-    train: TrainImages, rules: TranslationRules, n_shown: int, device: torch.device
+    train: TrainImages, rules: TranslationRules, n_shown: int, device: torch.device, *, keep_weight: float = 0.0
 ) -> TranslationGame:
     """The game of one training.
 
@@ -106,13 +106,14 @@ def translation_game(
         rules: how.
         n_shown: images that the training shows; no more composites are made than that.
         device: of the training.
+        keep_weight: of the mean absolute change inside a composite's mask (`masked`).
     Raises:
         TrainingError: no plentiful class, or no class with a region (`masked`).
     """
     if rules.kind == "free":
         scene = _free_scene(train, rules, device)
         return TranslationGame(train.images, train.labels, scene, int(train.images.shape[1]), {})
-    return _masked_game(train, rules, n_shown, device)
+    return _masked_game(train, rules, n_shown, device, keep_weight)
 
 
 def sampling_content(train: TrainImages, sha256: NDArray[np.str_], rules: TranslationRules) -> Content:
@@ -146,7 +147,9 @@ def _regions(train: TrainImages, rules: TranslationRules) -> Regions:
     return regions
 
 
-def _masked_game(train: TrainImages, rules: TranslationRules, n_shown: int, device: torch.device) -> TranslationGame:
+def _masked_game(
+    train: TrainImages, rules: TranslationRules, n_shown: int, device: torch.device, keep_weight: float
+) -> TranslationGame:
     regions = _regions(train, rules)
     chance = numpy_generator(rules.seed, "composites")
     pool = compose_pool(train, regions, min(n_shown, MAX_COMPOSITES), PasteRanges.of(rules.transforms), chance)
@@ -169,6 +172,7 @@ def _masked_game(train: TrainImages, rules: TranslationRules, n_shown: int, devi
         torch.from_numpy(labels).to(device),
         CompositePool(*(torch.from_numpy(x).to(device) for x in (pool.images, pool.masks, pool.labels))),
         rules.jitter,
+        keep_weight=keep_weight,
         n_labels=rules.n_labels,
     )
     found: dict[int, tuple[str, int]] = {

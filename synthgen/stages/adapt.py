@@ -36,7 +36,14 @@ def run_adapt(workspace: Workspace, fold: str, slug: str, device: torch.device, 
     shared, folder = workspace.shared_model(fold), workspace.adapted_model(fold, slug)
     start = load_gan(shared, device)
     watch = load_watch(shared, training)
-    game = prepare_game(training, watch.seen(training), rules_of(start), section.kimg, device)
+    game = prepare_game(
+        training,
+        watch.seen(training),
+        rules_of(start),
+        section.kimg,
+        device,
+        keep_weight=config.pretrain.keep_weight,
+    )
     own = workspace.plan.classes[workspace.known_slug(slug)].label
     others = sorted(set(game.labels.tolist()) - {own})
     weights = {label: section.shared_share / max(len(others), 1) for label in others}

@@ -47,7 +47,7 @@ def run_pretrain(workspace: Workspace, fold: str, device: torch.device, peers: P
     seed = derive_seed(workspace.config.seed, "pretrain", fold)
     watch = make_watch(training, section.monitor, seed, device, looks=peers.leads)
     rules = rules_for(workspace, training, seed)
-    game = prepare_game(training, watch.seen(training), rules, section.kimg, device)
+    game = prepare_game(training, watch.seen(training), rules, section.kimg, device, keep_weight=section.keep_weight)
     slugs = training.data.slugs
     decides = {"seed": seed, "slugs": slugs, "images": training.sha256, "device": device.type, **game.decides}
     scratch = scratch_folder(workspace, "pretrain", decides)

@@ -138,6 +138,8 @@ def prepare_game(
     rules: TranslationRules | None,
     kimg: float,
     device: torch.device,
+    *,
+    keep_weight: float,
 ) -> GameData:
     """The reals of a training, and its scene where it is image to image.
 
@@ -147,13 +149,14 @@ def prepare_game(
         rules: None for generators from noise.
         kimg: length of the training.
         device: of the training.
+        keep_weight: see `translation_game`.
     Raises:
         TrainingError: see `translation_game`.
     """
     if rules is None:
         return GameData(training.images[seen], training.labels[seen])
     train = _train_images(training, seen)
-    game = translation_game(train, rules, round(kimg * 1000), device)
+    game = translation_game(train, rules, round(kimg * 1000), device, keep_weight=keep_weight)
     slugs = training.data.slugs
     regions = {slugs[label]: {"origin": origin, "n": n} for label, (origin, n) in game.regions.items()}
     about = {"content": rules.as_dict(), **({"regions": regions} if regions else {})}

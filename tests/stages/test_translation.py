@@ -270,6 +270,32 @@ def test_masked_samples_differ_from_their_composite_inside_the_dilated_mask_alon
         assert bare.mean() > 0.3
 
 
+def _mean_change(workspace: Workspace, keep_weight: float) -> float:
+    """Of the composites' masks by the shared generator, in grey levels, after a training with quick rates."""
+    params = _params("translate_masked")
+    params["pretrain"] |= {"kimg": 0.32, "tick_kimg": 0.16, "g_lr": 5e-3, "keep_weight": keep_weight}
+    _write_params(workspace.root, params)
+    workspace = Workspace(workspace.root)
+    run_pretrain(workspace, "f0", CPU)
+    gan = load_gan(workspace.shared_model("f0"), CPU)
+    content = ContentSource(workspace, "f0").of(gan)
+    assert content is not None
+    changes = []
+    for label in range(3):
+        given = content.draw(label, 32, seed=4)
+        made_now = sample_batch(gan.generator, label, 4, batch=32, truncation=1.0, device=CPU, content=content).images
+        changed = np.abs(made_now.astype(int) - to_uint8(given.tensors[0]).astype(int))[..., 0]  # (32, H, W)
+        changes.append(changed[given.tensors[1].squeeze(1).numpy() > 0.5].mean())
+    return float(np.mean(changes))
+
+
+def test_the_weight_on_changes_keeps_a_composite_near_what_it_was(painted: Path, tmp_path: Path) -> None:
+    workspace = _project(painted, tmp_path / "project", "translate_masked")
+    free = _mean_change(workspace, 0.0)
+    assert free > 1.0
+    assert _mean_change(workspace, 30.0) < 0.5 * free
+
+
 # Killed, and the same again
 
 
