@@ -235,6 +235,18 @@ def test_with_a_weight_of_0_the_game_of_two_is_played_to_the_last_bit(architectu
     assert not _same(two, pulled)
 
 
+def test_in_bfloat16_too_a_weight_of_0_changes_nothing_and_the_term_is_of_single_precision() -> None:
+    section = {"precision": "bf16"}
+    assert _same(_train(None, kimg=0.08, section=section), _train(_rules(weight=0.0), kimg=0.08, section=section))
+    player = _player(weight=1.0)
+    player.in_play, player.autocast = True, torch.autocast("cpu", torch.bfloat16)
+    fakes = torch.zeros(4, 1, SIDE, SIDE, requires_grad=True)
+    pull = player.pull(fakes, torch.ones(4, dtype=torch.int64), lambda *_: None)
+    assert pull.dtype == torch.float32
+    run = _train(_rules(weight=1.0, warmup=0.0), kimg=0.08, section=section)
+    assert all(torch.isfinite(tensor).all() for tensor in _weights(run).values())
+
+
 def test_the_network_handed_in_is_left_as_it_was() -> None:
     rules = _rules()
     before = copy.deepcopy(rules.network.state_dict())
