@@ -212,6 +212,18 @@ class PretrainSection(Section):
     base: dict[str, BaseGanSection] | None = None
 
 
+class BoundarySection(Section):
+    """A classifier as third player, whose decision boundary samples of the adapted class are drawn to (docs/gan.md)."""
+
+    weight: NotNegative = Field(default=0.3, description="of the boundary term in G's loss; 0 only measures")
+    certainty: Annotated[float, Field(gt=0.5, le=0.9)] = Field(
+        default=0.75, description="probability of the label above which a sample is drawn towards the boundary"
+    )
+    warmup: Share = Field(default=0.25, description="share of the training in which the classifier learns alone")
+    width: Count = Field(default=16, description="channels of the classifier's first stage")
+    lr: Positive = 2e-3
+
+
 class AdaptSection(Section):
     """Fine-tuning of the shared GAN to one scarce class (strategy `adapted`)."""
 
@@ -221,6 +233,7 @@ class AdaptSection(Section):
     freeze_blocks: Annotated[int, Field(ge=0)] = Field(
         default=0, description="first parts of D left as they are (FreezeD)"
     )
+    boundary: BoundarySection | None = Field(default=None, description="a game of three; null: of two")
 
 
 class ScratchSection(Section):

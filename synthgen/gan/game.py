@@ -21,6 +21,7 @@ from synthgen.gan.adaptive import AdaptiveStrength, overfitting_sign
 from synthgen.gan.architectures.interface import Discriminator, Generator
 from synthgen.gan.architectures.layers import Dropout
 from synthgen.gan.architectures.style import StyleGenerator
+from synthgen.gan.boundary import ThirdPlayer
 from synthgen.gan.diffaugment import diffaugment
 from synthgen.gan.distributed import ALONE, Peers
 from synthgen.gan.ema import MovingAverage
@@ -73,12 +74,14 @@ class Progress:
         class_share: how much of the class input is let in, in [0, 1].
         growth: level of progressive networks.
         lecam: whether the anchors have settled.
+        done: the share itself, in [0, 1).
     """
 
     lr: float
     class_share: float
     growth: float
     lecam: bool
+    done: float = 0.0
 
 
 def progress_at(done: float, section: PretrainSection, first_level: int, last_level: int) -> Progress:
@@ -102,11 +105,15 @@ def progress_at(done: float, section: PretrainSection, first_level: int, last_le
         place = done / section.grow_until * (n_new + 1)
         level = int(place)
         growth = first_level + level - 1 + min(1.0, 2.0 * (place - level)) if level else float(first_level)
-    return Progress(lr, class_share, growth, lecam=done > 0.05)
+    return Progress(lr, class_share, growth, lecam=done > 0.05, done=done)
 
 
 class Game:
-    """Two networks playing; see `play`."""
+    """Two networks playing, or three; see `play`.
+
+    Attributes:
+        third: the classifier of a game of three, or None; set before the first step.
+    """
 
     def __init__(
         self,
@@ -168,6 +175,7 @@ class Game:
         # compiled forms are for steps without a double backward, which torch cannot compile
         self.fast_g, self.fast_d = self._compiled()
         self._set_random()
+        self.third: ThirdPlayer | None = None
 
     def _compiled(self) -> tuple[Any, Any]:
         # several processes draw and normalise through a mode that compiled code does not see
@@ -211,7 +219,7 @@ class Game:
         return [rows[k :: self.n_parts] for k in range(self.n_parts)]
 
     def play(self, progress: Progress, *, look: bool) -> None:
-        """D's steps, then G's step, then the average.
+        """D's steps, the third player's if there is one, then G's step, then the average.
 
         Args:
             progress: the schedule at this step.
@@ -230,6 +238,8 @@ class Game:
             for rows in parts:
                 self._learn(rows, partial(self._discriminator_loss, progress=progress, penalise=penalise))
             self._finish(self.d_optimizer, self.trained_by_d, "d_gradient", look=look)
+        if self.third is not None:
+            self.third.learn(self.generator, self.scene, progress.done, progress.lr, self.n_parts, self.means.add)
         self.discriminator.requires_grad_(False)
         self.g_optimizer.zero_grad()
         for rows in parts:
@@ -345,6 +355,8 @@ class Game:
             loss = loss + section.auxiliary_weight * auxiliary_loss(
                 self.discriminator.classify(fake_features).float(), y
             )
+        if self.third is not None:
+            loss = loss + self.third.pull(made, y, self.means.add)
         return loss
 
     def end_tick(self, n_images: int) -> dict[str, float]:
@@ -359,6 +371,8 @@ class Game:
         self.noise.manual_seed(torch_generator(self.seed, "retry", attempt).initial_seed())
         self.batches.reseed(numpy_generator(self.seed, "retry batches", attempt))
         self.waiting_rows = []
+        if self.third is not None:
+            self.third.reseed(attempt)
 
     def finished_networks(self) -> tuple[Generator, Discriminator]:
         """Copies of the average and of D in eval mode, without gradients."""
@@ -378,6 +392,7 @@ class Game:
             "d_optimizer": self.d_optimizer.state_tensors(),
             "anchors": {"real": self.anchors.real, "fake": self.anchors.fake},
             "random": {"noise": self.noise.get_state()},
+            **({} if self.third is None else self.third.parts_of_state()),
         }
 
     def snapshot(self) -> Snapshot:
@@ -394,6 +409,7 @@ class Game:
             "lr_factor": self.lr_factor,
             "n_parts": self.n_parts,
             "batches": self.batches.state(),
+            **({} if self.third is None else self.third.values()),
         }
         return Snapshot(tensors, values)
 
@@ -419,6 +435,8 @@ class Game:
         self.lr_factor, self.n_parts = values["lr_factor"], values["n_parts"]
         self.batches.restore(values["batches"])
         self.waiting_rows = []
+        if self.third is not None:
+            self.third.restore(part, values)
         # a step that was broken off in G's half leaves D without gradients
         for parameter in self.trained_by_d:
             parameter.requires_grad_(True)

@@ -31,6 +31,10 @@ class Tick:
         precision, recall, density, coverage: means over the classes.
         diversity_ratio: the least of the classes.
         nearest_ratio: the least of the classes, see `ClassTick`.
+        c_loss: cross entropy of the third player (`synthgen.gan.boundary`) on its reals and samples, label-smoothed.
+        c_real: share of its reals, all classes equally often, that it names rightly.
+        c_fake: share of G's samples of the adapted class that it names rightly; c_certainty: its mean probability of
+            their label; boundary: their mean boundary term, before the weight.
     """
 
     kimg: float
@@ -54,6 +58,15 @@ class Tick:
     coverage: float | None = None
     diversity_ratio: float | None = None
     nearest_ratio: float | None = None
+    c_loss: float | None = None
+    c_real: float | None = None
+    c_fake: float | None = None
+    c_certainty: float | None = None
+    boundary: float | None = None
+
+
+THIRD_PLAYER = ("c_loss", "c_real", "c_fake", "c_certainty", "boundary")
+"""Columns that history.csv has only where three played."""
 
 
 @dataclass(frozen=True)
@@ -97,9 +110,11 @@ class Rollback:
 
 
 def write_rows(path: Path, kind: type[Tick | ClassTick], rows: Sequence[Tick | ClassTick]) -> None:
-    """Writes records as CSV, numbers rounded to six places, None as an empty cell."""
+    """Writes records as CSV, numbers rounded to six places, None as an empty cell; `THIRD_PLAYER` if there was one."""
+    absent = {name for name in THIRD_PLAYER if all(getattr(row, name, None) is None for row in rows)}
+    names = [field.name for field in fields(kind) if field.name not in absent]
     with atomic_file(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as stream:
-        writer = csv.DictWriter(stream, [field.name for field in fields(kind)], lineterminator="\n")
+        writer = csv.DictWriter(stream, names, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
         writer.writerows({name: _cell(value) for name, value in asdict(row).items()} for row in rows)
 

@@ -1,9 +1,11 @@
 """The adversarial games: relativistic pairing (the default), non-saturating, hinge and Wasserstein.
 
-Owns formulas of logits, in the papers' order and symbols, and the targets of cross entropy; refuses images, networks
-and penalties (`synthgen.gan.regularisers`). `LOSSES` maps a name of the configuration to D's and G's half of a game.
+Owns formulas of logits, in the papers' order and symbols, the targets of cross entropy, and the term that draws samples
+towards a classifier's boundary; refuses images, networks and penalties (`synthgen.gan.regularisers`). `LOSSES` maps a
+name of the configuration to D's and G's half of a game.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -22,9 +24,11 @@ __all__ = [
     "LossName",
     "Targets",
     "auxiliary_loss",
+    "boundary_loss",
     "d_loss",
     "g_loss",
     "gradient_penalty",
+    "log_odds",
     "soft_targets",
 ]
 
@@ -142,6 +146,44 @@ def auxiliary_loss(class_logits: Tensor, labels: Tensor) -> Tensor:
     Source: Odena et al. 2017 (AC-GAN), arXiv:1610.09585, eq. 3.
     """
     return functional.cross_entropy(class_logits, labels)
+
+
+def log_odds(class_logits: Tensor, labels: Tensor) -> Tensor:
+    """How sure a classifier is of a label: log P(c | x) / (1 - P(c | x)), 0 where it is as likely as all others.
+
+    Args:
+        class_logits: (N, K) raw scores, K at least 2.
+        labels: (N,) int64 below K.
+    Returns:
+        (N,) float32, above 0 only where the classifier names the label.
+    """
+    own = class_logits.gather(1, labels[:, None])  # (N, 1)
+    others = class_logits.scatter(1, labels[:, None], -math.inf)  # (N, K)
+    return own.squeeze(1) - others.logsumexp(1)
+
+
+def boundary_loss(odds: Tensor, certainty: float) -> Tensor:
+    """Draws samples into the band on their own side of a classifier's boundary: max(0, a - a_q) + max(0, -a).
+
+    GAMO's generator maximises the classifier's error (Mullick et al. 2019, arXiv:1903.09730, eq. 1). That has no bound:
+    beyond the boundary it goes on pushing, and an image of another class serves it best. This term is 0 between the
+    boundary, where P(c | x) is 0.5, and `certainty`, pulls surer samples towards the boundary and brings those that
+    crossed it back. In log-odds and not in probabilities, whose gradient fades for just the sure samples.
+
+    Args:
+        odds: (N,) log-odds a of each sample's own label (`log_odds`).
+        certainty: probability q of the label, in (0.5, 1), up to which a sample is left alone; a_q is its log-odds.
+    Returns:
+        (N,) float32, 0 or above, with a slope of 1, 0 or -1.
+    Raises:
+        ConfigError: a certainty outside (0.5, 1).
+    Source: ours; the game is that of arXiv:1903.09730 and arXiv:1903.03496.
+    """
+    if not 0.5 < certainty < 1.0:
+        raise ConfigError(
+            f"certainty is {certainty:g}, outside (0.5, 1): there is no band to draw samples to; take 0.75"
+        )
+    return functional.relu(odds - math.log(certainty / (1.0 - certainty))) + functional.relu(-odds)
 
 
 def _relativistic_d(real_logits: Tensor, fake_logits: Tensor, targets: Targets | None = None) -> Tensor:

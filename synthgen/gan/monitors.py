@@ -246,7 +246,7 @@ def illness(tick: Tick, classes: Sequence[ClassTick], healthiest: dict[int, floa
         healthiest: label -> the highest diversity ratio so far.
         section: bound of collapse.
     """
-    numbers = [tick.d_loss, tick.g_loss, tick.r1, tick.r2, tick.d_gradient, tick.g_gradient]
+    numbers = [tick.d_loss, tick.g_loss, tick.r1, tick.r2, tick.d_gradient, tick.g_gradient, tick.c_loss or 0.0]
     if not all(map(math.isfinite, numbers)):
         return f"the loss is no longer finite (d {tick.d_loss:.3g}, g {tick.g_loss:.3g})"
     if max(abs(tick.d_loss), abs(tick.g_loss)) > MAX_LOSS:

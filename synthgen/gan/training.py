@@ -25,6 +25,7 @@ from synthgen.errors import DivergedError, TrainingError
 from synthgen.gan.architectures.build import build_discriminator, build_generator
 from synthgen.gan.architectures.interface import Discriminator, Generator
 from synthgen.gan.architectures.shape import GanShape
+from synthgen.gan.boundary import BoundaryRules, ThirdPlayer, check_boundary
 from synthgen.gan.checkpoint import TrainedGan
 from synthgen.gan.distributed import ALONE, Peers
 from synthgen.gan.game import Game, progress_at
@@ -84,6 +85,7 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
     freeze_blocks: int = 0,
     scene: Scene | None = None,
     judged_size: int | None = None,
+    boundary: BoundaryRules | None = None,
     monitor: Monitor | None = None,
     scratch: Path | None = None,
     description: str = "gan",
@@ -106,6 +108,7 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
         freeze_blocks: first parts of D that stay as they are.
         scene: what D is shown and G is given; None: whole images from noise.
         judged_size: side of what D is shown, in px, where the scene shows crops.
+        boundary: the third player's part; None: a game of two.
         monitor: judges the samples of every tick; None: only the game's own numbers, and the last tick wins.
         scratch: folder for the state of this very training (see `synthgen.gan.state`); None: a kill loses it.
         description: for the progress bar and messages.
@@ -114,7 +117,7 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
     Returns:
         the averaged generator and the discriminator of the best tick, and the history; grids in the first process.
     Raises:
-        ConfigError: a batch that the processes cannot share.
+        ConfigError: a batch that the processes cannot share, or see `check_boundary`.
         TrainingError: a class without images, or too little memory.
         DivergedError: ruin after `stop.max_rollbacks` roll-backs.
     """
@@ -147,6 +150,7 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
         freeze_blocks=freeze_blocks,
         peers=peers,
     )
+    game.third = _third_player(boundary, game, labels, tick_length)
     shown = _Showcase(shape, scene, monitor, seed, device)
     run = GanRun(generator, discriminator)
     best = _restore(scratch, game, run)
@@ -179,7 +183,9 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
             run.classes += classes
             if peers.leads:
                 run.grids.append(shown.grid(game))
-            is_whole = progress.class_share == 1.0 and progress.growth == shape.n_halvings
+            # a tick of before the third player's term counts would win, being nearer to the reals
+            three = game.third is None or game.third.in_play
+            is_whole = progress.class_share == 1.0 and progress.growth == shape.n_halvings and three
             if is_whole and _is_better(tick, run):
                 run.best, best = len(run.history) - 1, _networks_of(game)
             if is_whole:
@@ -279,6 +285,23 @@ def _networks(
     return generator, discriminator
 
 
+def _third_player(
+    boundary: BoundaryRules | None, game: Game, labels: NDArray[np.int64], tick_length: int
+) -> ThirdPlayer | None:
+    if boundary is None:
+        return None
+    check_boundary(boundary, labels, game.scene, game.peers.n)
+    return ThirdPlayer(
+        replace(boundary, network=copy.deepcopy(boundary.network)),
+        labels,
+        game.section.batch,
+        seed=game.seed,
+        device=game.device,
+        autocast=game.autocast,
+        steps_per_tick=tick_length,
+    )
+
+
 def _tempered(labels: NDArray[np.int64], temper: float) -> dict[int, float] | None:
     """Label -> count to the power of `temper`; None for 0, all equally often."""
     if temper == 0.0:
@@ -290,6 +313,7 @@ def _tempered(labels: NDArray[np.int64], temper: float) -> dict[int, float] | No
 def _tick(game: Game, n_per_step: int, tick_length: int, n_rollbacks: int) -> Tick:
     means = game.end_tick(n_per_step * tick_length)
     names = ("d_loss", "g_loss", "r1", "r2", "d_real", "d_fake", "d_gradient", "g_gradient")
+    third = {} if game.third is None else game.third.numbers(means)
     return Tick(
         kimg=game.step * n_per_step / 1000,
         **{name: means.get(name, 0.0) for name in names},
@@ -297,6 +321,7 @@ def _tick(game: Game, n_per_step: int, tick_length: int, n_rollbacks: int) -> Ti
         lr_factor=game.lr_factor,
         n_parts=game.n_parts,
         rollbacks=n_rollbacks,
+        **third,
     )
 
 

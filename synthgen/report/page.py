@@ -374,6 +374,8 @@ def _curves(content: ReportContent) -> list[dict[str, Any]]:
                 ("Precision and recall", (("precision", "precision", "a"), ("recall", "recall", "b"))),
                 ("Weakest class", (("diversity_ratio", "diversity", "a"), ("nearest_ratio", "nearest real", "b"))),
                 ("Gradient penalties", (("r1", "R1", "a"), ("r2", "R2", "b"))),
+                ("How often the third player is right", (("c_real", "real", "a"), ("c_fake", "synthetic", "b"))),
+                ("Third player", (("c_certainty", "certainty", "a"), ("boundary", "boundary term", "b"))),
             )
         ]
         kept = [plot for plot in plots if plot is not None]

@@ -1,6 +1,7 @@
 """`synthgen adapt --fold FOLD --slug SLUG`: the shared GAN of a fold, fine-tuned to one scarce class.
 
-The class is shown more often than the others, which stay in the game so that what was learned from them is kept.
+The class is shown more often than the others, which stay in the game so that what was learned from them is kept. With
+`adapt.boundary` a classifier plays too (`synthgen.gan.boundary`); its network is the product's own small one.
 Writes `models/FOLD/adapted-SLUG/`.
 """
 
@@ -9,13 +10,16 @@ import logging
 import torch
 
 from synthgen.artifacts import read_json
+from synthgen.classifier.networks import SmallCnn
+from synthgen.config import BoundarySection
 from synthgen.errors import DivergedError
+from synthgen.gan.boundary import BoundaryRules
 from synthgen.gan.checkpoint import load_gan
 from synthgen.gan.distributed import ALONE, Peers
 from synthgen.gan.state import remove_snapshots
 from synthgen.gan.training import train_gan
 from synthgen.seeding import derive_seed
-from synthgen.stages.gan_output import scratch_folder, training_images, write_failure, write_run
+from synthgen.stages.gan_output import TrainingImages, scratch_folder, training_images, write_failure, write_run
 from synthgen.stages.gan_watch import load_watch
 from synthgen.stages.translation import prepare_game, rules_of
 from synthgen.stages.workspace import Workspace
@@ -28,6 +32,7 @@ def run_adapt(workspace: Workspace, fold: str, slug: str, device: torch.device, 
 
     Raises:
         ArtifactError: the shared GAN is missing or altered.
+        ConfigError: a third player that cannot play here, see `check_boundary`.
         TrainingError: see `train_gan`.
     """
     config = workspace.config
@@ -62,7 +67,8 @@ def run_adapt(workspace: Workspace, fold: str, slug: str, device: torch.device, 
     decides = {
         **about,
         **game.decides,
-        "adapt": section.model_dump(mode="json"),
+        # without what is null: a key added later must not keep an unfinished training from going on
+        "adapt": section.model_dump(mode="json", exclude_none=True),
         "images": training.sha256,
         "device": device.type,
     }
@@ -93,6 +99,7 @@ def run_adapt(workspace: Workspace, fold: str, slug: str, device: torch.device, 
             else None,
             scene=game.scene,
             judged_size=game.judged_size,
+            boundary=None if section.boundary is None else _boundary(section.boundary, training, own, seed),
             scratch=scratch,
             description=f"adapt {fold} {slug}",
             peers=peers,
@@ -106,3 +113,12 @@ def run_adapt(workspace: Workspace, fold: str, slug: str, device: torch.device, 
             write_run(folder, run, about, trained_on)
     if peers.leads:
         remove_snapshots(scratch)
+
+
+def _boundary(section: BoundarySection, training: TrainingImages, label: int, seed: int) -> BoundaryRules:
+    """The third player of the class `label`: fresh, for what learned to judge the GAN must not learn to be fooled."""
+    _, side, _, channels = training.images.shape
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(derive_seed(seed, "classifier"))
+        network = SmallCnn(side, channels, len(training.data.slugs), section.width)
+    return BoundaryRules(section, label, network)

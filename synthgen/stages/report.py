@@ -22,6 +22,7 @@ from synthgen.dataset.origin_record import ORIGIN_FILE, read_origin
 from synthgen.dataset.prepared import PreparedData, load_prepared
 from synthgen.dataset.shards import count_rows, read_rows
 from synthgen.errors import ArtifactError
+from synthgen.gan.history import THIRD_PLAYER
 from synthgen.progress import track
 from synthgen.records import FINAL, Plan
 from synthgen.report.grids import evenly_spaced, example_grid
@@ -110,7 +111,7 @@ def _read_gain(path: Path) -> dict[str, Any]:
     return gain
 
 
-def _read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
+def _read_csv(path: Path, columns: tuple[str, ...], optional: tuple[str, ...] = ()) -> list[dict[str, str]]:
     csv.field_size_limit(MAX_CSV_FIELD)
     try:
         with path.open(encoding="utf-8", errors="surrogateescape", newline="") as stream:
@@ -121,7 +122,8 @@ def _read_csv(path: Path, columns: tuple[str, ...]) -> list[dict[str, str]]:
         raise ArtifactError(f"{path} cannot be read ({error}); run the stage that writes it again") from error
     if rows and any(name not in rows[0] for name in columns):
         raise ArtifactError(f"{path} lacks one of the columns {', '.join(columns)}; run the stage that writes it again")
-    return [{name: row[name] for name in columns} for row in rows]
+    found = [*columns, *(name for name in optional if rows and name in rows[0])]
+    return [{name: row[name] for name in found} for row in rows]
 
 
 def _float(text: str) -> float:
@@ -169,8 +171,8 @@ def _histories(workspace: Workspace) -> list[ModelHistory]:
             path = models / (kind if slug is None else f"{kind}-{slug}") / "history.csv"
             if not path.exists():
                 continue
-            rows = _read_csv(path, HISTORY_COLUMNS)
-            columns = {name: [_float(row[name]) for row in rows] for name in HISTORY_COLUMNS}
+            rows = _read_csv(path, HISTORY_COLUMNS, THIRD_PLAYER)
+            columns = {name: [_float(row[name]) for row in rows] for name in (rows[0] if rows else HISTORY_COLUMNS)}
             histories.append(ModelHistory(kind, slug, columns))
     return histories
 

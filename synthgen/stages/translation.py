@@ -70,6 +70,11 @@ def check_generator(config: Config) -> None:
             f"{said} changes pictures of one class into another's, but plan.strategy scratch shows it one class "
             "alone; use plan.strategy shared or adapted"
         )
+    if config.adapt.boundary is not None:
+        raise ConfigError(
+            f"{said} starts from pictures on the other side of the boundary that adapt.boundary draws samples to; set "
+            "adapt.boundary null, or take architecture resnet, dcgan or style"
+        )
     if config.prepare.image_size not in SIZES:
         raise ConfigError(
             f"{said} works at {', '.join(map(str, SIZES))} px, prepare.image_size is {config.prepare.image_size}; "

@@ -165,6 +165,26 @@ def test_killed_adapt_and_scratch_started_again_write_the_same_bytes(
         assert _unfinished(killed) == []
 
 
+def test_a_killed_adapt_with_a_third_player_started_again_writes_the_same_bytes(
+    pretrained_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plain, whole, killed = (_copy(pretrained_template, tmp_path / name) for name in ("plain", "whole", "killed"))
+    run_adapt(plain, "f0", "3", CPU)
+    whole, killed = (
+        _change(w, "adapt: {kimg: 0.48}", "adapt: {kimg: 0.48, boundary: {width: 4}}") for w in (whole, killed)
+    )
+    run_adapt(whole, "f0", "3", CPU)
+    _killed_after(8, monkeypatch, lambda: run_adapt(killed, "f0", "3", CPU))
+    run_adapt(killed, "f0", "3", CPU)
+    expected, of_two = _digests(whole.adapted_model("f0", "3")), _digests(plain.adapted_model("f0", "3"))
+    assert _digests(killed.adapted_model("f0", "3")) == expected
+    assert expected["generator.safetensors"] != of_two["generator.safetensors"]
+    headers = [
+        (w.adapted_model("f0", "3") / "history.csv").read_text().partition("\n")[0].split(",") for w in (plain, whole)
+    ]
+    assert headers[1] == [*headers[0], "c_loss", "c_real", "c_fake", "c_certainty", "boundary"]
+
+
 def test_a_killed_training_of_another_config_is_not_taken_up(
     adapted_template: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -100,6 +100,22 @@ def test_what_a_strategy_does_not_have_is_left_out(finished_run: Any) -> None:
     assert "Which synthetic images were kept" not in text
 
 
+def test_the_third_player_has_curves_where_it_played(finished_run: Any) -> None:
+    workspace = finished_run.workspace
+    run_report(workspace)
+    assert "hird player" not in parse(finished_run)[1]
+    path = workspace.adapted_model(FINAL, "dog") / "history.csv"
+    header, *rows = path.read_text().splitlines()
+    numbers = ["1.2,0.8,0.9,0.7,0.4", "1.1,0.9,0.8,0.6,0.3"]
+    text = [f"{header},c_loss,c_real,c_fake,c_certainty,boundary"]
+    text += [f"{row},{more}" for row, more in zip(rows, numbers, strict=True)]
+    path.write_text("\n".join(text) + "\n")
+    run_report(workspace)
+    text = parse(finished_run)[1]
+    assert "How often the third player is right" in text
+    assert "boundary term" in text
+
+
 def test_folders_of_an_earlier_strategy_are_no_part_of_the_page(finished_run: Any) -> None:
     workspace = finished_run.workspace
     left = workspace.scratch_model(FINAL, "dog")

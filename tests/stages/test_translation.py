@@ -320,6 +320,7 @@ def test_a_killed_training_started_again_writes_the_bytes_of_an_undisturbed_one(
     [
         ({"pretrain": {"network": {"architecture": "super_resolution"}}}, "samples of another generator"),
         ({"plan": {"strategy": "scratch"}}, "plan.strategy shared or adapted"),
+        ({"adapt": {"boundary": {}}}, "set adapt.boundary null"),
         ({"prepare": {"image_size": 16}}, "28, 32, 64, 128 px, prepare.image_size is 16"),
         (
             {"pretrain": {"network": {"architecture": "translate_free", "progressive": True}}},
