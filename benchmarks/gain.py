@@ -31,6 +31,7 @@ from synthgen.dataset.predictions import load_predictions
 from synthgen.device import resolve_device
 from synthgen.errors import SynthgenError
 from synthgen.metrics.outcomes import ArmFold, measure_arm
+from synthgen.records import load_plan
 from synthgen.stages.adapt import run_adapt
 from synthgen.stages.challenge import run_challenge
 from synthgen.stages.compare import run_compare
@@ -41,9 +42,10 @@ from synthgen.stages.pretrain import run_pretrain
 from synthgen.stages.scratch import run_scratch
 from synthgen.stages.synthesize import run_synthesize
 from synthgen.stages.workspace import Workspace
+from synthgen.versions import VERSIONS
 
 RESULTS = ROOT / "benchmarks" / "results" / "gain"
-PARTS = ("classical", "gan", "all")
+PARTS = ("classical", "models", "gan", "all")
 NEEDS_GPU = ("cifar",)
 log = logging.getLogger("gain")
 
@@ -73,12 +75,14 @@ def run_project(folder: Path, until: str, device: torch.device) -> None:
 
     Args:
         folder: laid out, with params.yaml.
-        until: `classical`, `gan` (with the samples) or `all`.
+        until: `classical`, `models` (the GANs), `gan` (with the samples) or `all`.
     """
     ledger = Ledger(folder)
     config = Workspace(folder).config.model_dump(mode="json")
     seed, transforms, classifier = config["seed"], config["transforms"], config["classifier"]
     ledger.run("plan", [seed, config["source"], config["plan"], config["prepare"]], [], lambda: _plan(folder))
+    if load_plan(folder / "plan.yaml").versions != VERSIONS:
+        _plan(folder)  # the same folds; which stages it concerns, their own keys say
     workspace = Workspace(folder)
     plan, versions = workspace.plan, workspace.plan.versions
     about: list[Any] = [seed, transforms, versions["gan"]]
@@ -109,13 +113,15 @@ def run_project(folder: Path, until: str, device: torch.device) -> None:
                     lambda fold=fold, slug=slug, work=work: work(workspace, fold, slug, device),
                 )
                 models.append(name)
+        if until == "models":
+            continue
         ledger.run(
             f"synthesize {fold}",
             [*about, classifier, config["synthesize"], versions["selection"], versions["classifier"]],
             models,
             lambda fold=fold: run_synthesize(workspace, fold, device),
         )
-    if until == "gan":
+    if until in ("models", "gan"):
         return
     _challenge(workspace, ledger, config, device)
 

@@ -249,10 +249,33 @@ class SynthesizeSection(Section):
     oversample: Annotated[float, Field(ge=1.0, le=20.0)] = 1.5
     truncation: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
     min_agreement: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
+    max_agreement: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=1.0, description="samples of which the teacher is surer are left out as too easy; 1: never"
+    )
     min_nearest_ratio: Annotated[float, Field(ge=0.0)] = 0.1
+    max_nearest_ratio: Positive | None = Field(
+        default=None, description="samples further from every real are left out; default: never"
+    )
+    min_density: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.0, description="in so many neighbour balls of reals, over their k, a sample has to lie; 0: any"
+    )
     min_diversity_ratio: Annotated[float, Field(ge=0.0)] = 0.2
     min_accepted: Share = Field(default=0.1, description="of the number wanted; fewer, and the class is refused")
     teacher_steps: Count = 400
+
+    @model_validator(mode="after")
+    def _room_between(self) -> "SynthesizeSection":
+        if self.max_agreement < self.min_agreement:
+            raise ValueError(
+                f"max_agreement is {self.max_agreement}, below min_agreement, {self.min_agreement}: no sample could "
+                "be accepted; raise the one or lower the other"
+            )
+        if self.max_nearest_ratio is not None and self.max_nearest_ratio < self.min_nearest_ratio:
+            raise ValueError(
+                f"max_nearest_ratio is {self.max_nearest_ratio}, below min_nearest_ratio, {self.min_nearest_ratio}: no "
+                "sample could be accepted; raise the one or lower the other"
+            )
+        return self
 
 
 class ClassifierSection(Section):

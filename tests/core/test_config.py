@@ -53,6 +53,15 @@ def test_defaults_hold_the_lesson_of_the_experiments() -> None:
         ({"search": {"trainings": 0}}, r"search\.trainings: .*greater than or equal to 1"),
         ({"evaluate": {"arms": ["balanced"], "repeats": 1}}, r"evaluate\.repeats: "),
         ({"source": {"type": "imagefolders"}}, r"source\.type: "),
+        ({"synthesize": {"min_density": 1.5}}, r"synthesize\.min_density: .*less than or equal to 1.*got '1.5'"),
+        (
+            {"synthesize": {"max_agreement": 0.4}},
+            r"synthesize: .*max_agreement is 0\.4, below min_agreement, 0\.5: no sample could be accepted",
+        ),
+        (
+            {"synthesize": {"max_nearest_ratio": 0.05}},
+            r"synthesize: .*max_nearest_ratio is 0\.05, below min_nearest_ratio, 0\.1: no sample could be accepted",
+        ),
     ],
 )
 def test_fault_32_wrong_values_name_their_dotted_path(change: dict[str, object], expected: str) -> None:
