@@ -97,3 +97,31 @@ def test_the_gain_is_paired_by_split_and_its_interval_is_students(script):
     # error of the chosen arm 0.4, with synthetic images 0.3233
     assert "| `b+synthetic` | 67.67 |" in text
     assert "-19 %" in text
+
+
+def test_a_project_of_another_version_is_planned_anew_into_the_same_folds(script, tmp_path, monkeypatch):
+    from synthgen.records import load_plan, save_plan
+    from synthgen.versions import VERSIONS
+
+    class StopHere(Exception):
+        pass
+
+    def stop(*_):
+        raise StopHere
+
+    gain = script("gain")
+    script("gain_sets").lay_out_project(script("gain_sets").SETS["digits"], 0, tmp_path)
+    raw = tmp_path / "data" / "raw" / "images.npz"
+    with np.load(raw) as archive:
+        few = {name: archive[name][::7] for name in archive.files}
+    np.savez(raw, **few)
+    monkeypatch.setattr(gain, "run_prepare", stop)
+    with pytest.raises(StopHere):
+        gain.run_project(tmp_path, "models", None)
+    plan, folds = load_plan(tmp_path / "plan.yaml"), (tmp_path / "folds.csv").read_bytes()
+    save_plan(tmp_path / "plan.yaml", plan.model_copy(update={"versions": {**VERSIONS, "dataset": 0}}))
+    (tmp_path / "folds.csv").write_text("damaged")
+    with pytest.raises(StopHere):
+        gain.run_project(tmp_path, "models", None)
+    assert load_plan(tmp_path / "plan.yaml") == plan
+    assert (tmp_path / "folds.csv").read_bytes() == folds
