@@ -33,7 +33,7 @@ CPU = torch.device("cpu")
 BETWEEN = "latents: between_reals, projection: {reals: 6, steps: 10, restarts: 2}"
 PARAMS = """
 seed: 3
-source: {type: digits, simulate_scarcity: {keep: {"3": 4}, surplus: drop}}
+source: {type: digits, simulate_scarcity: {keep: {KEPT}, surplus: drop}}
 plan: {folds: 4, target: 8}
 prepare: {image_size: 8, channels: 1}
 classifier: {width: 8, steps: 20, batch: 32}
@@ -50,6 +50,7 @@ synthesize:
 evaluate: {arms: [balanced]}
 challenge: {arms: [best+synthetic]}
 """
+PARAMS = PARAMS.replace("KEPT", ", ".join(f'"{digit}": {4 if digit == 3 else 16}' for digit in range(10)))
 
 
 @pytest.fixture(scope="module")
