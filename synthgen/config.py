@@ -242,12 +242,32 @@ class ScratchSection(Section):
     kimg: Positive = 60.0
 
 
+class ProjectionSection(Section):
+    """How training images are found in a generator's latent space (`synthesize.latents: between_reals`)."""
+
+    reals: Annotated[int, Field(ge=2)] = Field(default=32, description="of each class, at most; drawn by the seed")
+    steps: Count = 200
+    restarts: Annotated[int, Field(ge=1, le=64)] = 2
+    feature_weight: NotNegative = Field(default=0.1, description="of the teacher's features beside the pixels")
+    prior_weight: NotNegative = Field(default=0.1, description="keeps latents as long as those of the training")
+    jitter: Annotated[float, Field(ge=0.0, le=1.0)] = Field(
+        default=0.0, description="points are moved by up to this share of the arc to a random latent"
+    )
+    neighbour: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
+        default=0.3, description="the same for classes of one object, which have no pairs"
+    )
+
+
 class SynthesizeSection(Section):
     """Sampling and selection of labelled synthetic images."""
 
     batch: Count = 64
     oversample: Annotated[float, Field(ge=1.0, le=20.0)] = 1.5
     truncation: Annotated[float, Field(gt=0.0, le=1.0)] = 1.0
+    latents: Literal["normal", "between_reals"] = Field(
+        default="normal", description="random, or on arcs between training images of the class"
+    )
+    projection: ProjectionSection = ProjectionSection()
     min_agreement: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     max_agreement: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         default=1.0, description="samples of which the teacher is surer are left out as too easy; 1: never"

@@ -3,7 +3,7 @@
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from torch import nn
+from torch import Tensor, nn
 
 from synthgen.classifier.networks import SmallCnn, to_input
 
@@ -30,9 +30,22 @@ def predict_logits(network: nn.Module, images: NDArray[np.uint8], device: torch.
     return np.concatenate(parts) if parts else np.zeros((0, 0), dtype=np.float32)
 
 
+def unit_features(network: SmallCnn, x: Tensor) -> Tensor:
+    """Pooled features before the last layer, scaled to unit length; gradients flow through.
+
+    Args:
+        network: in eval mode, on the device of `x`.
+        x: (n, C, H, W) float32 in [-1, 1].
+    Returns:
+        (n, d) of norm 1.
+    """
+    pooled = network.features(x).mean(dim=(2, 3))  # (n, d)
+    return torch.nn.functional.normalize(pooled, dim=1)
+
+
 @torch.inference_mode()
 def extract_features(network: SmallCnn, images: NDArray[np.uint8], device: torch.device) -> NDArray[np.float32]:
-    """Pooled features before the last layer, scaled to unit length.
+    """`unit_features` of stored images.
 
     Args:
         network: in eval mode, on `device`.
@@ -43,6 +56,5 @@ def extract_features(network: SmallCnn, images: NDArray[np.uint8], device: torch
     parts = []
     for a in range(0, len(images), BATCH):
         x = to_input(torch.from_numpy(np.ascontiguousarray(images[a : a + BATCH])).to(device))
-        pooled = network.features(x).mean(dim=(2, 3))
-        parts.append(torch.nn.functional.normalize(pooled, dim=1).float().cpu().numpy())
+        parts.append(unit_features(network, x).float().cpu().numpy())
     return np.concatenate(parts) if parts else np.zeros((0, network.head.in_features), dtype=np.float32)

@@ -19,7 +19,8 @@ class Acceptance(BaseModel):
 
     `rejected` counts candidates by reason; `refused` says why the whole shard was emptied, if it was;
     `generator_digest` is empty where there was no generator; `diversity_ratio` is the spread of accepted samples over
-    that of real ones.
+    that of real ones; `projection` says how well training images were found in latent space, where samples were drawn
+    between them.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -30,6 +31,7 @@ class Acceptance(BaseModel):
     generator_digest: str = ""
     refused: str | None = None
     diversity_ratio: float | None = None
+    projection: dict[str, float] | None = None
 
     @property
     def rate(self) -> float | None:

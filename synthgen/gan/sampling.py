@@ -2,7 +2,8 @@
 
 Owns the rule (generator digest, seed, position) -> image: `seed` fixes a whole batch of latents and
 `position` is the row in it, so that the arithmetic, and with it every last bit, is that of the first time. Image to
-image, `seed` fixes the batch's content too, out of the fold's training images (`synthgen.gan.content`).
+image, `seed` fixes the batch's content too, out of the fold's training images (`synthgen.gan.content`). Between reals,
+`seed` fixes the points between anchors, which are handed in (`synthgen.gan.interpolation`).
 """
 
 from dataclasses import dataclass
@@ -13,6 +14,7 @@ from numpy.typing import NDArray
 
 from synthgen.gan.architectures.interface import Discriminator, Generator
 from synthgen.gan.content import Content
+from synthgen.gan.interpolation import Anchors
 from synthgen.gan.pixels import to_uint8
 from synthgen.seeding import derive_seed
 
@@ -25,7 +27,8 @@ class Sampled:
         images: (n, H, W, C) uint8.
         seeds: (n,) int64; positions: (n,) int32.
         d_score: (n,) float32 discriminator logits.
-        sources: (n,) str, pixel sha256 of the real picture that each was made from; None: made from noise.
+        sources: (n,) str, pixel sha256 of the real picture that each was made from, or lies nearer to in latent space;
+            None: made from noise.
     """
 
     images: NDArray[np.uint8]
@@ -51,6 +54,7 @@ def sample_batch(
     device: torch.device,
     discriminator: Discriminator | None = None,
     content: Content | None = None,
+    anchors: Anchors | None = None,
 ) -> Sampled:
     """One batch of one class.
 
@@ -64,23 +68,30 @@ def sample_batch(
         device: to compute on.
         discriminator: scores the images; None gives scores of 0.
         content: what an image-to-image generator starts from; None for one from noise.
+        anchors: training images in latent space, between which latents are drawn; None: normal latents. Not for
+            image-to-image generators, whose pictures a latent does not decide.
     Returns:
         the images in the order of their positions.
     """
-    latents = torch.randn(batch, generator.shape.latents, generator=torch.Generator().manual_seed(seed))
+    between = anchors.draw(batch, seed) if anchors is not None else None
+    if between is not None:
+        latents = between.latents
+    else:
+        latents = torch.randn(batch, generator.shape.latents, generator=torch.Generator().manual_seed(seed))
     labels = torch.full((batch,), label, device=device)
     generator.truncation = truncation
     given = content.draw(label, batch, seed) if content is not None else None
     tensors = tuple(tensor.to(device) for tensor in given.tensors) if given is not None else ()
     images = generator(latents.to(device), labels, *tensors)
     seen = content.view(images, tensors) if content is not None else images
+    drawn_from = given or between
     scores = discriminator(seen, labels) if discriminator is not None else torch.zeros(batch)
     return Sampled(
         images=to_uint8(images),
         seeds=np.full(batch, seed, dtype=np.int64),
         positions=np.arange(batch, dtype=np.int32),
         d_score=scores.float().cpu().numpy(),
-        sources=None if given is None else given.sources,
+        sources=None if drawn_from is None else drawn_from.sources,
     )
 
 
@@ -95,6 +106,7 @@ def sample_images(
     truncation: float,
     device: torch.device,
     content: Content | None = None,
+    anchors: Anchors | None = None,
 ) -> Sampled:
     """At least `n` candidates of one class, in whole batches.
 
@@ -115,6 +127,7 @@ def sample_images(
             device=device,
             discriminator=discriminator,
             content=content,
+            anchors=anchors,
         )
         for k in range(n_batches)
     ]

@@ -26,6 +26,7 @@ class CardClass:
         synthetic, candidates: accepted and drawn.
         generator: `adapted`, `shared` or `scratch`.
         refused: why there is no synthetic image of the class, if the gate refused them.
+        between_reals: whether samples were drawn between training images in latent space.
     """
 
     slug: str
@@ -42,6 +43,7 @@ class CardClass:
     generator_digest: str
     diversity_ratio: float | None
     refused: str | None
+    between_reals: bool = False
 
 
 @dataclass(frozen=True)

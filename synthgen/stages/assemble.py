@@ -142,6 +142,7 @@ def _entry(
         generator_digest=selection.generator_digest,
         diversity_ratio=selection.diversity_ratio,
         refused=selection.refused,
+        between_reals=selection.projection is not None,
     )
 
 

@@ -155,7 +155,10 @@ def log_look(workspace: Workspace, test_digest: str, procedure_digest: str) -> i
 def procedure_digest(workspace: Workspace, arms: list[str]) -> str:
     """sha256 of what decides what is compared: arms, sections of params.yaml, versions of synthgen's parts."""
     config = workspace.config.model_dump(mode="json")
-    # a search that no arm uses decides nothing, and must not make another look of the same procedure
+    # a projection under normal latents decides nothing, and must not make another look of the same procedure
+    if config["synthesize"]["latents"] == "normal":
+        del config["synthesize"]["latents"], config["synthesize"]["projection"]
+    # neither does a search that no arm uses
     searched = ["search"] if workspace.config.challenge.searched_arms else []
     return digest_of(
         {

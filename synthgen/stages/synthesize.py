@@ -2,7 +2,8 @@
 
 Reads the fold's generators and training images, from which image-to-image generators start; writes
 `data/synthetic/FOLD/`. The teacher that judges is trained on the same training images as the generators; no other image
-is seen. The shortcut probe then says how well what was accepted can be told from those.
+is seen. The shortcut probe then says how well what was accepted can be told from those. Under `latents: between_reals`
+the same training images are found in each generator's latent space, and candidates lie between them.
 """
 
 from typing import Any
@@ -21,10 +22,12 @@ from synthgen.dataset.prepared import load_prepared, rows_of_index
 from synthgen.dataset.shards import SyntheticRows, write_synthetic_shard
 from synthgen.dataset.transforms import render_bank
 from synthgen.gan.checkpoint import TrainedGan, failure_of, load_gan
+from synthgen.gan.projection import refuse_without_latents
 from synthgen.gan.sampling import Sampled, sample_images
 from synthgen.gan.selection import Selection, select_samples, typical_distance
 from synthgen.progress import progress_bar
 from synthgen.seeding import derive_seed
+from synthgen.stages.between_reals import RealAnchors
 from synthgen.stages.gan_output import save_grid
 from synthgen.stages.shortcut import OriginWatch
 from synthgen.stages.training_context import BANK_FOLDER
@@ -40,41 +43,36 @@ def run_synthesize(workspace: Workspace, fold: str, device: torch.device) -> Non
 
     Raises:
         ArtifactError: a generator is missing or altered.
+        ConfigError: `latents: between_reals` and a generator that starts from other pictures.
         TrainingError: the teacher's training failed.
     """
     config, plan = workspace.config, workspace.plan
     section = config.synthesize
+    if section.latents == "between_reals":
+        refuse_without_latents(config.pretrain.network.architecture)
     data = load_prepared(workspace.prepared)
     rows = rows_of_index(data, workspace.fold_index(fold), plan.slugs)
     labels, images = data.labels[rows], data.verified(rows)
 
-    # The teacher: the classical arm on the fold's training images, and nothing that depends on any other image.
-    arm = classical_arm("classical")
-    bank = render_bank(
-        images,
-        data.sha256[rows].tolist(),
-        np.full(len(rows), TEACHER_VARIANTS),
-        "classical",
-        config.transforms,
-        seed=config.seed,
-        cache=workspace.root / BANK_FOLDER,
-    )
-    reals = RealImages(images, labels, np.arange(len(rows)), transforms=bank)
-    teacher = train_classifier(
-        arm,
-        reals,
-        None,
-        config.classifier.model_copy(update={"network": SMALL, "steps": section.teacher_steps}),
-        n_classes=len(data.slugs),
-        real_share=0.0,
-        mix_alpha=1.0,
-        seed=derive_seed(config.seed, "teacher", fold),
-        device=device,
-    )
-    assert isinstance(teacher, SmallCnn)
-    features = extract_features(teacher, reals.images, device)
+    teacher = _train_teacher(workspace, fold, images, labels, data.sha256[rows].tolist(), device)
+    features = extract_features(teacher, images, device)
     fallback = float(np.median([typical_distance(features[labels == k]) for k in range(len(data.slugs))]))
 
+    between = None
+    if section.latents == "between_reals":
+        between = RealAnchors(
+            section,
+            images,
+            labels,
+            data.groups[rows],
+            data.sha256[rows],
+            features,
+            teacher=teacher,
+            fallback_distance=fallback,
+            seed=config.seed,
+            fold=fold,
+            device=device,
+        )
     origin = OriginWatch(images, labels, data.groups[rows], data.slugs, seed=config.seed, fold=fold, device=device)
     pools = [
         (slug, kind) for slug in plan.slugs for kind in _pools(plan.classes[slug].generator, plan.classes[slug].target)
@@ -94,6 +92,7 @@ def run_synthesize(workspace: Workspace, fold: str, device: torch.device) -> Non
                 advance()
                 continue
             gan = load_gan(folder, device)
+            anchors, projected = between.find(partial, name, entry.label, gan) if between else (None, None)
             sampled = sample_images(
                 gan.generator,
                 gan.discriminator,
@@ -104,6 +103,7 @@ def run_synthesize(workspace: Workspace, fold: str, device: torch.device) -> Non
                 truncation=section.truncation,
                 device=device,
                 content=contents.of(gan),
+                anchors=anchors,
             )
             agreement = _softmax(predict_logits(teacher, sampled.images, device))[:, entry.label]
             selection = select_samples(
@@ -125,7 +125,7 @@ def run_synthesize(workspace: Workspace, fold: str, device: torch.device) -> Non
                 generator_digest=gan.digest,
                 class_names=data.class_names,
             )
-            acceptance[name] = _acceptance(selection, gan)
+            acceptance[name] = _acceptance(selection, gan) | ({} if projected is None else {"projection": projected})
             origin.see(name, kept.images)
             if kind == "default":
                 preview.append(_preview_row(kept.images, sampled.images))
@@ -142,6 +142,40 @@ def run_synthesize(workspace: Workspace, fold: str, device: torch.device) -> Non
         write_json(partial / ORIGIN_FILE, origin.record())
         if preview:
             save_grid(partial / "preview.png", np.stack(preview))
+
+
+def _train_teacher(
+    workspace: Workspace,
+    fold: str,
+    images: NDArray[np.uint8],
+    labels: NDArray[np.int64],
+    sha256: list[str],
+    device: torch.device,
+) -> SmallCnn:
+    """The classical arm on the fold's training images, and nothing that depends on any other image."""
+    config = workspace.config
+    bank = render_bank(
+        images,
+        sha256,
+        np.full(len(images), TEACHER_VARIANTS),
+        "classical",
+        config.transforms,
+        seed=config.seed,
+        cache=workspace.root / BANK_FOLDER,
+    )
+    teacher = train_classifier(
+        classical_arm("classical"),
+        RealImages(images, labels, np.arange(len(images)), transforms=bank),
+        None,
+        config.classifier.model_copy(update={"network": SMALL, "steps": config.synthesize.teacher_steps}),
+        n_classes=len(workspace.plan.slugs),
+        real_share=0.0,
+        mix_alpha=1.0,
+        seed=derive_seed(config.seed, "teacher", fold),
+        device=device,
+    )
+    assert isinstance(teacher, SmallCnn)
+    return teacher
 
 
 def _pools(generator: str, target: int) -> list[str]:

@@ -20,6 +20,7 @@ from synthgen.errors import ConfigError
 from synthgen.gan.architectures.translate import SIZES
 from synthgen.gan.checkpoint import TrainedGan
 from synthgen.gan.content import Content
+from synthgen.gan.projection import refuse_without_latents
 from synthgen.gan.scenes import Scene
 from synthgen.gan.translation import KINDS, TranslationRules, sampling_content, translation_game
 from synthgen.records import Plan
@@ -57,6 +58,8 @@ def check_generator(config: Config) -> None:
         ConfigError: an architecture that no stage trains, or one that cannot work with the other settings.
     """
     network = config.pretrain.network
+    if config.synthesize.latents == "between_reals":
+        refuse_without_latents(network.architecture)
     said = f"pretrain.network.architecture {network.architecture}"
     if network.architecture == "super_resolution":
         raise ConfigError(

@@ -215,10 +215,24 @@ def _look_at_generator(folder: Path, digests: dict[Path, str]) -> int:
 def _look_at_samples(workspace: Workspace, fold: str, digests: dict[Path, str]) -> int:
     folder = workspace.synthetic(fold)
     acceptance = read_acceptance(folder / "acceptance.json")
-    return sum(
-        _look_at_shard(folder / f"{name}{SHARD_SUFFIX}", entry, _model_of_shard(workspace, fold, name), digests)
-        for name, entry in sorted(acceptance.items())
-    )
+    n_rows = 0
+    for name, entry in sorted(acceptance.items()):
+        model = _model_of_shard(workspace, fold, name)
+        n_rows += _look_at_shard(folder / f"{name}{SHARD_SUFFIX}", entry, model, digests)
+        if entry.projection is not None:
+            _look_at_anchors(folder, name, entry)
+    return n_rows
+
+
+def _look_at_anchors(folder: Path, name: str, entry: Acceptance) -> None:
+    """Samples between reals can be made again from their anchors alone, so these have to be of the same generator."""
+    from synthgen.gan.anchor_file import SUFFIX, load_anchors
+
+    path = folder / f"{name}{SUFFIX}"
+    known = set(load_anchors(path, entry.generator_digest).sha256.tolist())
+    sources = {row.values["source_sha256"] for row in iter_rows(folder / f"{name}{SHARD_SUFFIX}")}
+    if not sources <= known:
+        raise ArtifactError(f"{path} lacks {len(sources - known)} of the reals that samples of {name} lie between")
 
 
 def _model_of_shard(workspace: Workspace, fold: str, name: str) -> Path:

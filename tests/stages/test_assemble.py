@@ -51,6 +51,20 @@ def test_equal_inputs_give_equal_bytes(finished_run: Any) -> None:
     assert first == {path.name: sha256_file(path) for path in folder.iterdir()}
 
 
+def test_the_card_says_what_else_samples_between_reals_are_made_from(finished_run: Any) -> None:
+    run_assemble(finished_run.workspace)
+    card = finished_run.workspace.augmented / "README.md"
+    plain = card.read_text(encoding="utf-8")
+    path = finished_run.workspace.synthetic(FINAL) / "acceptance.json"
+    acceptance = read_json(path)
+    write_json(path, acceptance | {"dog": acceptance["dog"] | {"projection": {"reals": 4}}})
+    run_assemble(finished_run.workspace)
+    told = card.read_text(encoding="utf-8")
+    assert "SLUG.latents.safetensors" in told
+    added = set(told.splitlines()) - set(plain.splitlines())
+    assert len(told.splitlines()) - len(plain.splitlines()) == len(added) == 3
+
+
 def test_data_card_header_and_facts(finished_run: Any) -> None:
     run_assemble(finished_run.workspace)
     folder = finished_run.workspace.augmented
