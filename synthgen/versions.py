@@ -11,6 +11,7 @@ VERSIONS = {
     "selection": 1,
     "classifier": 3,
     "metrics": 1,
-    "report": 4,
+    "report": 5,
     "probe": 1,
+    "search": 1,
 }

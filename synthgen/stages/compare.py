@@ -155,13 +155,18 @@ def log_look(workspace: Workspace, test_digest: str, procedure_digest: str) -> i
 def procedure_digest(workspace: Workspace, arms: list[str]) -> str:
     """sha256 of what decides what is compared: arms, sections of params.yaml, versions of synthgen's parts."""
     config = workspace.config.model_dump(mode="json")
+    for policy in config["challenge"]["policies"].values():
+        if policy["blend"] == "none":
+            # the procedure of those who looked before there were blends
+            del policy["blend"], policy["blend_alpha"]
     # a search that no arm uses decides nothing, and must not make another look of the same procedure
     searched = ["search"] if workspace.config.challenge.searched_arms else []
+    telling = {*TELLING_PARTS, "search"} - {*searched}
     return digest_of(
         {
             "arms": arms,
             "config": {section: config[section] for section in [*PROCEDURE_SECTIONS, *searched]},
-            "versions": {part: number for part, number in workspace.plan.versions.items() if part not in TELLING_PARTS},
+            "versions": {part: number for part, number in workspace.plan.versions.items() if part not in telling},
         }
     )
 

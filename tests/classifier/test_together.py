@@ -44,8 +44,12 @@ def _arms() -> list[ArmSpec]:
         "falling": mixing(0.4, schedule="falling"),
         "light": mixing(loss_weight=0.3, labels="agreement"),
         "uneven": mixing(shares=(0.5, 0.0, 0.1), loss_weight=0.5),
+        "blended": mixing(0.4, blend="mixup", schedule="falling", loss_weight=0.5, labels="agreement"),
+        "boxes": mixing(0.4, blend="cutmix"),
+        "boxes_twice": mixing(0.4, blend="cutmix"),
     }
     bases = {"synthetic": "duplicate", "falling": "mixup", "light": "mixed", "uneven": "weighted"}
+    bases |= {"blended": "logit_adjusted", "boxes": "control", "boxes_twice": "cutmix"}
     made = [challenge_arm(f"best+{name}", CLASSICAL_ARMS[bases[name]], policy) for name, policy in policies.items()]
     return [*chosen, CLASSICAL_ARMS["control"], *made, odd]
 

@@ -35,7 +35,7 @@ plan: {folds: 3, target: 10, strategy: shared}
 prepare: {image_size: 8, channels: 1}
 classifier: {width: 4, steps: 6, batch: 32}
 evaluate: {arms: [balanced, classical], repeats: 2, crossfit: false}
-challenge: {arms: [best+searched], policies: {half: {share: 0.45}}}
+challenge: {arms: [best+searched], policies: {half: {share: 0.45, blend: mixup}}}
 search: {trainings: 72, candidates: [half]}
 """
 
@@ -96,6 +96,7 @@ def test_every_fold_and_the_release_have_a_choice_with_its_gain_and_cost(searche
         assert abs(choice["shrunk"]) <= abs(choice["mean"])
     assert candidates["no synthetic images"]["policy"] is None
     assert set(candidates["half"]["policy"]["shares"].values()) == {0.45}
+    assert candidates["half"]["policy"]["blend"] == "mixup"
     cost = record["cost"]
     assert cost["trainings"] == sum(entry["trainings"] for entry in candidates.values()) <= 72
     assert cost["steps"] == 6 * cost["trainings"]
