@@ -14,4 +14,5 @@ VERSIONS = {
     "report": 5,
     "probe": 1,
     "search": 1,
+    "worth": 1,
 }

@@ -42,7 +42,7 @@ PROCEDURE_SECTIONS = (
 """Sections that decide what is compared and how: another value is another procedure, hence another look."""
 
 
-TELLING_PARTS = ("report", "probe")
+TELLING_PARTS = ("report", "probe", "worth")
 """Parts of synthgen that describe a run and decide nothing of what is compared: a new version is no new look."""
 
 
