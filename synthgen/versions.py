@@ -12,7 +12,7 @@ VERSIONS = {
     "classifier": 3,
     "metrics": 1,
     "report": 5,
-    "probe": 1,
+    "probe": 2,
     "search": 1,
     "worth": 1,
 }
