@@ -195,6 +195,16 @@ def _gather(draws: Sequence[Draws], device: torch.device) -> tuple[_Images, _Ble
     return images, _Blending(*(torch.from_numpy(np.stack(stack, axis=1)).to(device) for stack in stacks))
 
 
+def _stacked_targets(draws: Sequence[Draws], n_classes: int) -> Tensor:
+    """(steps, K, N) labels, or (steps, K, N, n_classes) rows where a network needs them."""
+    each = [build_targets(drawn, n_classes) for drawn in draws]
+    if any(targets.ndim == 3 for targets in each):
+        # one whose fold lacks the classes with synthetic images has labels alone
+        eye = np.eye(n_classes, dtype=np.float32)
+        each = [targets if targets.ndim == 3 else eye[targets] for targets in each]
+    return torch.from_numpy(np.stack(each, axis=1))
+
+
 def _fresh_networks(
     members: Sequence[Member], arm: ArmSpec, section: ClassifierSection, n_classes: int, mix_alpha: float
 ) -> tuple[list[SmallCnn], list[_Mixing]]:
@@ -245,8 +255,7 @@ def train_together(
     prior = torch.tensor(
         np.stack([class_prior(drawn, n_classes) for drawn in draws]), dtype=torch.float32, device=device
     )  # (K, n_classes)
-    # (steps, K, N) labels, or (steps, K, N, n_classes)
-    targets = torch.from_numpy(np.stack([build_targets(drawn, n_classes) for drawn in draws], axis=1)).to(device)
+    targets = _stacked_targets(draws, n_classes).to(device)
     images, blending = _gather(draws, device)
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
