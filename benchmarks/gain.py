@@ -117,7 +117,7 @@ def run_project(folder: Path, until: str, device: torch.device) -> None:
             continue
         ledger.run(
             f"synthesize {fold}",
-            [*about, classifier, config["synthesize"], versions["selection"], versions["classifier"]],
+            [*about, classifier, config["synthesize"], *(versions[p] for p in ("selection", "classifier", "probe"))],
             models,
             lambda fold=fold: run_synthesize(workspace, fold, device),
         )
@@ -137,11 +137,12 @@ def _challenge(workspace: Workspace, ledger: Ledger, config: dict[str, Any], dev
     above += [f"synthesize {fold}" for fold in workspace.plan.measured_folds]
     shared = [config["transforms"], config["classifier"], config["evaluate"], config["challenge"]["choice"]]
     policies = {**POLICIES, **workspace.config.challenge.policies}
+    versions = [workspace.plan.versions[part] for part in ("classifier", "metrics", "probe")]
     for arm in config["challenge"]["arms"]:
         policy = policies[split_arm(arm, policies)[1]].model_dump(mode="json")
         ledger.run(
             f"challenge {arm}",
-            [config["seed"], shared, policy, workspace.plan.versions["classifier"]],
+            [config["seed"], shared, policy, versions],
             above,
             lambda arm=arm: run_challenge(workspace, arm, device),
         )

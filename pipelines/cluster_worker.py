@@ -203,5 +203,7 @@ def carry_out(
         trains = order.stage.partition("@")[0] in TRAINING
         gpu = stack.enter_context(free_gpu(base, visible_gpus(), timeout_seconds)) if trains else None
         repro_pulling(project, [order.stage], timeout_seconds, on_line, gpu)
+        # With the run cache, although DVC (3.67) sends all entries of the slot each time: it is all that tells others
+        # what this stage made of its inputs, for the dvc.lock of a worker stays with it.
         run_dvc(project, "push", "--quiet", "--run-cache", "--remote", order.remote, order.stage)
     return order.stage

@@ -347,6 +347,10 @@ class MixingSection(Section):
     labels: Literal["hard", "agreement"] = "hard"
     schedule: Literal["constant", "falling", "reals_last"] = "constant"
     at_most: Count | None = Field(default=None, description="different synthetic images of each class; default: all")
+    blend: Literal["none", "mixup", "cutmix"] = Field(
+        default="none", description="what of a real image goes into each synthetic one"
+    )
+    blend_alpha: Annotated[float, Field(gt=0.0, le=100.0)] = Field(default=0.3, description="Beta parameter of `blend`")
 
 
 POLICIES = {"synthetic": MixingSection(), "shared": MixingSection(pool="shared")}

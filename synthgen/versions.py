@@ -11,6 +11,8 @@ VERSIONS = {
     "selection": 1,
     "classifier": 3,
     "metrics": 2,
-    "report": 4,
-    "probe": 1,
+    "report": 5,
+    "probe": 2,
+    "search": 1,
+    "worth": 1,
 }

@@ -170,6 +170,8 @@ def describe(policy: MixingPolicy) -> str:
         words.append("the teacher's sureness as label")
     if policy.schedule != "constant":
         words.append(policy.schedule.replace("_", " "))
+    if policy.blend != "none":
+        words.append(f"blended with reals by {'MixUp' if policy.blend == 'mixup' else 'CutMix'}")
     if policy.at_most is not None:
         words.append(f"at most {policy.at_most} images a class")
     return ", ".join(words)

@@ -18,6 +18,7 @@ from torch.nn import functional
 from synthgen.classifier.arms import ArmSpec
 from synthgen.classifier.losses import stacked_loss
 from synthgen.classifier.networks import SMALL, SmallCnn, build_classifier, to_input
+from synthgen.classifier.partners import no_partners
 from synthgen.classifier.training import (
     Draws,
     RealImages,
@@ -29,6 +30,7 @@ from synthgen.classifier.training import (
     plan_draws,
 )
 from synthgen.config import ClassifierSection
+from synthgen.dataset.blending import blend_images
 from synthgen.errors import TrainingError
 from synthgen.optim import Adam
 from synthgen.seeding import derive_seed
@@ -149,7 +151,25 @@ class _Images:
     rows: Tensor
 
 
-def _gather(draws: Sequence[Draws], device: torch.device) -> _Images:
+@dataclass(frozen=True)
+class _Blending:
+    """What goes into the images of every training: (steps, K, N) rows of the pool and weights, (.., 4) boxes."""
+
+    rows: Tensor
+    weights: Tensor
+    boxes: Tensor
+
+    def blended(self, images: Tensor, pool: Tensor, step: int, orders: Tensor | None) -> Tensor:
+        """(K * N, C, H, W) images of a step with their partners in them, in the `orders` (K, N) of the batches."""
+        rows, weights, boxes = self.rows[step], self.weights[step], self.boxes[step]
+        if orders is not None:
+            rows, weights = rows.gather(1, orders), weights.gather(1, orders)
+            boxes = boxes.take_along_dim(orders[..., None], 1)
+        partners = to_input(pool[rows.flatten()])
+        return blend_images(images, partners, weights.flatten(), boxes.flatten(0, 1))
+
+
+def _gather(draws: Sequence[Draws], device: torch.device) -> tuple[_Images, _Blending | None]:
     """Puts every array that occurs in `draws` (one of each network) on the device once."""
     starts: dict[int, int] = {}
     arrays: list[NDArray[np.uint8]] = []
@@ -166,7 +186,23 @@ def _gather(draws: Sequence[Draws], device: torch.device) -> _Images:
     rows = np.stack(
         [drawn.rows + np.array([starts[id(array)] for array in drawn.sources])[drawn.source] for drawn in draws], axis=1
     )  # (steps, K, N)
-    return _Images(pool, torch.from_numpy(rows).to(device))
+    images = _Images(pool, torch.from_numpy(rows).to(device))
+    if all(drawn.partners is None for drawn in draws):
+        return images, None
+    mixed = [drawn.partners or no_partners(drawn.rows.shape) for drawn in draws]
+    partners = [m.rows + starts[id(drawn.sources[0])] for m, drawn in zip(mixed, draws, strict=True)]
+    stacks = (partners, [m.blend.weights for m in mixed], [m.blend.boxes for m in mixed])
+    return images, _Blending(*(torch.from_numpy(np.stack(stack, axis=1)).to(device) for stack in stacks))
+
+
+def _stacked_targets(draws: Sequence[Draws], n_classes: int) -> Tensor:
+    """(steps, K, N) labels, or (steps, K, N, n_classes) rows where a network needs them."""
+    each = [build_targets(drawn, n_classes) for drawn in draws]
+    if any(targets.ndim == 3 for targets in each):
+        # one whose fold lacks the classes with synthetic images has labels alone
+        eye = np.eye(n_classes, dtype=np.float32)
+        each = [targets if targets.ndim == 3 else eye[targets] for targets in each]
+    return torch.from_numpy(np.stack(each, axis=1))
 
 
 def _fresh_networks(
@@ -219,9 +255,8 @@ def train_together(
     prior = torch.tensor(
         np.stack([class_prior(drawn, n_classes) for drawn in draws]), dtype=torch.float32, device=device
     )  # (K, n_classes)
-    # (steps, K, N) labels, or (steps, K, N, n_classes)
-    targets = torch.from_numpy(np.stack([build_targets(drawn, n_classes) for drawn in draws], axis=1)).to(device)
-    images = _gather(draws, device)
+    targets = _stacked_targets(draws, n_classes).to(device)
+    images, blending = _gather(draws, device)
     with (
         torch.random.fork_rng(devices=[device] if device.type == "cuda" else []),
         torch.backends.cudnn.flags(benchmark=device.type == "cuda"),  # the same shapes in every step
@@ -232,7 +267,7 @@ def train_together(
         losses = torch.zeros(n_networks, device=device)
         for step in range(section.steps):
             optimizer.lr = section.lr * learning_rate_factor(step, section.steps)
-            rows, y = images.rows[step], targets[step]  # (K, N)
+            rows, y, orders = images.rows[step], targets[step], None  # (K, N)
             if mixings:
                 drawn = zip(*(mixing.draw() for mixing in mixings), strict=True)
                 orders, weights, shares = (torch.stack(parts).to(device) for parts in drawn)
@@ -242,6 +277,8 @@ def train_together(
                 shares = shares[:, None, None]
                 y = shares * y + (1.0 - shares) * y.roll(1, 1)
             x = to_input(images.pool[rows.flatten()])  # (K * N, C, H, W)
+            if blending is not None:
+                x = blending.blended(x, images.pool, step, orders)
             x = x.view(*rows.shape, *x.shape[1:]).transpose(0, 1)  # (N, K, C, H, W)
             if mixings:
                 x = _mixed(x, weights)

@@ -5,7 +5,7 @@ of a training are decided before it begins, from seeds that do not depend on the
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 
 import numpy as np
@@ -16,7 +16,9 @@ from torch import nn
 from synthgen.classifier.arms import PASTING, ArmSpec
 from synthgen.classifier.losses import arm_loss
 from synthgen.classifier.networks import build_classifier, last_layer, to_input
+from synthgen.classifier.partners import Partners, place_partners
 from synthgen.config import ClassifierSection
+from synthgen.dataset.blending import blend_rows
 from synthgen.dataset.mixing import MixingPolicy
 from synthgen.dataset.pasted_pool import PastedPool
 from synthgen.dataset.sampling import BalancedBatches, NaturalBatches
@@ -81,6 +83,7 @@ class Draws:
         labels: (steps, batch) int64.
         weights: (steps, batch) float32 in (0, 1] of each image in the loss; None: 1.
         sureness: (steps, batch) float32 in [0, 1] that the label is right; None: 1.
+        partners: what is blended into the images; None: nothing.
     """
 
     sources: list[NDArray[np.uint8]]
@@ -89,6 +92,7 @@ class Draws:
     labels: NDArray[np.int64]
     weights: NDArray[np.float32] | None = None
     sureness: NDArray[np.float32] | None = None
+    partners: Partners | None = None
 
     def rows_by_source(self, step: int) -> list[tuple[int, NDArray[np.int64]]]:
         """(index in `sources`, rows) of one step; one after the other they are the batch."""
@@ -190,7 +194,29 @@ def plan_draws(
     rows = BalancedBatches(synthetic.labels, max(n_synthetic), numpy_generator(seed, "synthetic"))
     made = [rows.take(n, _weights(policy, occurring, True, k, steps)) for k, n in enumerate(n_synthetic)]
     parts.append(_Part(synthetic.images, made, [synthetic.labels[found] for found in made]))
-    return _joined(parts, policy, None if synthetic.sureness is None else [synthetic.sureness[found] for found in made])
+    sureness = None if synthetic.sureness is None else [synthetic.sureness[found] for found in made]
+    joined = _joined(parts, policy, sureness)
+    if policy.blend == "none":
+        return joined
+    return replace(joined, partners=_partners(policy, reals, bank, n_synthetic, joined.source == len(parts) - 1, seed))
+
+
+def _partners(
+    policy: MixingPolicy,
+    reals: RealImages,
+    bank: TransformBank | None,
+    n_synthetic: list[int],
+    is_synthetic: NDArray[np.bool_],
+    seed: int,
+) -> Partners:
+    """A real image for every synthetic one, its label drawn as theirs are, each by itself."""
+    steps, occurring = len(n_synthetic), np.unique(reals.labels)
+    stream = BalancedBatches(reals.labels, max(n_synthetic), numpy_generator(seed, "blend partners"))
+    drawn = [stream.take(n, _weights(policy, occurring, True, k, steps)) for k, n in enumerate(n_synthetic)]
+    part = _drawn_reals(reals, drawn, bank, derive_seed(seed, "blend transforms"))
+    height, width = reals.images.shape[1:3]
+    rng = numpy_generator(seed, "blend")
+    return place_partners(policy, part.rows, part.labels, is_synthetic, (height, width), rng)
 
 
 def _weights(
@@ -220,21 +246,28 @@ def _joined(
 
 
 def build_targets(draws: Draws, n_classes: int) -> NDArray[np.int64] | NDArray[np.float32]:
-    """What the loss is given: (steps, batch) int64 labels, or, where images differ in weight or sureness,
-    (steps, batch, n_classes) float32 rows whose sums are the weights."""
-    if draws.weights is None and draws.sureness is None:
+    """What the loss is given: (steps, batch) int64 labels, or, where images differ in weight or sureness or are
+    blended, (steps, batch, n_classes) float32 rows whose sums are the weights."""
+    if draws.weights is None and draws.sureness is None and draws.partners is None:
         return draws.labels
     sure = np.ones(draws.labels.shape, np.float32) if draws.sureness is None else draws.sureness
     rest = (1.0 - sure) / max(1, n_classes - 1)
     rows = np.repeat(rest[..., None], n_classes, axis=2).astype(np.float32)
     np.put_along_axis(rows, draws.labels[..., None], sure[..., None], axis=2)
-    return rows if draws.weights is None else rows * draws.weights[..., None]
+    rows = rows if draws.weights is None else rows * draws.weights[..., None]
+    mixed = draws.partners
+    return rows if mixed is None else blend_rows(rows, mixed.labels, mixed.blend.shares)
 
 
 def class_prior(draws: Draws, n_classes: int) -> NDArray[np.float64]:
     """(n_classes,) float64 share of each label among all draws of a training, by weight; never 0."""
     weights = None if draws.weights is None else draws.weights.ravel()
+    mixed = draws.partners
+    if mixed is not None:
+        weights = (1.0 - mixed.blend.shares.ravel()) * (1.0 if weights is None else weights)
     counts = np.bincount(draws.labels.ravel(), weights=weights, minlength=n_classes).astype(np.float64)
+    if mixed is not None:
+        counts += np.bincount(mixed.labels.ravel(), weights=mixed.blend.shares.ravel(), minlength=n_classes)
     return np.asarray(np.maximum(counts, 0.5) / np.maximum(counts, 0.5).sum())
 
 
@@ -323,6 +356,8 @@ def train_classifier(
             optimizer.lr = section.lr * _rate(arm, step, section.steps)
             drawn = [sources[k][torch.from_numpy(rows).to(device)] for k, rows in draws.rows_by_source(step)]
             x, y = to_input(torch.cat(drawn)), targets[step]
+            if draws.partners is not None:
+                x = draws.partners.blended(x, sources[0], step)
             if mix is not None:
                 # it mixes neighbours, and a batch stands in the order of its labels
                 order = torch.randperm(len(x)).to(device)

@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthgen.config import MixingSection
+from synthgen.dataset.blending import BlendKind
 from synthgen.errors import ConfigError
 
 REALS_LAST = 0.8
@@ -31,6 +32,11 @@ class MixingPolicy:
         labels: `hard`, or `agreement`: the teacher's probability of the label, the rest spread over the others.
         schedule: `constant`; `falling`, the share goes to 0 linearly; `reals_last`, 0 in the last fifth.
         at_most: different synthetic images of each class, the first of its pool; None: all.
+        blend: what of a real image goes into each synthetic one that is drawn: nothing (`none`), a part of every pixel
+            (`mixup`) or a rectangle (`cutmix`); the label is blended by the same share (`synthgen.dataset.blending`).
+            Labels of these real images occur as often as those of the synthetic ones, so that of both every class is
+            drawn equally often, and `dependence` is that of unblended images.
+        blend_alpha: the share of the real image is drawn from Beta(blend_alpha, blend_alpha), for each image.
     """
 
     name: str
@@ -41,6 +47,8 @@ class MixingPolicy:
     labels: str = "hard"
     schedule: str = "constant"
     at_most: int | None = None
+    blend: BlendKind = "none"
+    blend_alpha: float = 0.3
 
     @property
     def is_even(self) -> bool:
@@ -141,6 +149,8 @@ def build_policy(
         labels=section.labels,
         schedule=section.schedule,
         at_most=section.at_most,
+        blend=section.blend,
+        blend_alpha=section.blend_alpha,
     )
 
 
@@ -155,6 +165,8 @@ def policy_record(policy: MixingPolicy, class_names: Sequence[str]) -> dict[str,
         "labels": policy.labels,
         "schedule": policy.schedule,
         "at_most": policy.at_most,
+        "blend": policy.blend,
+        "blend_alpha": policy.blend_alpha,
         "label_origin_bits": round(policy.dependence(), 6),
     }
 

@@ -34,6 +34,8 @@ DEPARTURES: tuple[dict[str, Any], ...] = (
     {"share": 0.5, "schedule": "reals_last"},
     {"share": 0.5, "loss_weight": 0.5},
     {"share": 0.5, "transforms": "mild"},
+    {"blend": "mixup"},
+    {"blend": "cutmix"},
 )
 
 

@@ -1,19 +1,24 @@
 """The mixing policy in a person's own training script: batches of an augmented data set, mixed as in the measured arm.
 
     images = AugmentedImages("augmented", transform=mine, synthetic_transform=None)
-    loader = DataLoader(images, batch_sampler=SyntheticMix(images, batch=64, steps=400, seed=0))
+    mix = SyntheticMix(images, batch=64, steps=400, seed=0)
+    for step, (x, y) in enumerate(DataLoader(images, batch_sampler=mix)):
+        x, targets = mix.blend(x, y, step)
 
-Owns the order of the images. The draws are those of `synthgen.classifier.training`: every class equally often, of each
-class the share of synthetic images that the policy gives it.
+Owns the order of the images, and the blending where the policy wants that. The draws are those of
+`synthgen.classifier.training`: every class equally often, of each class the share of synthetic images that the policy
+gives it.
 """
 
 from collections.abc import Iterator
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor, from_numpy
 from torch.utils.data import Sampler
 
+from synthgen.dataset.blending import blend_images, blend_rows, draw_blend
 from synthgen.dataset.mixing import MixingPolicy
 from synthgen.dataset.sampling import BalancedBatches
 from synthgen.dataset.shards import REAL, SYNTHETIC
@@ -26,7 +31,8 @@ class SyntheticMix(Sampler[list[int]]):
     """Batches of indices into an `AugmentedImages`, as `DataLoader(batch_sampler=...)` takes them.
 
     A class without synthetic images takes its own reals for that share, so that origin never tells the label. Each
-    pass gives the same batches; another `seed` gives others.
+    pass gives the same batches; another `seed` gives others. Under a policy that blends, a list holds beyond its
+    `batch` images one real image for each synthetic one, which `blend` puts into it.
 
     Attributes:
         policy: that is applied.
@@ -77,9 +83,10 @@ class SyntheticMix(Sampler[list[int]]):
         return self.steps
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Lists of indices, real images first."""
+        """Lists of indices: real images, then synthetic ones, then the partners that `blend` takes, if any."""
         reals = _batches(self._labels, self._real, self.batch, self.seed, "reals")
         made = _batches(self._labels, self._synthetic, self.batch, self.seed, "synthetic")
+        partners = _batches(self._labels, self._real, self.batch, self.seed, "partners")
         for step in range(self.steps):
             n, factor = self._count(step), self.policy.factor(step, self.steps)
             weights = self.policy.weights(self._occurring, synthetic=False, factor=factor)
@@ -87,7 +94,48 @@ class SyntheticMix(Sampler[list[int]]):
             if n:
                 weights = self.policy.weights(self._occurring, synthetic=True, factor=factor)
                 rows = np.concatenate([rows, self._synthetic[made.take(n, weights)]])
+                if self.policy.blend != "none":
+                    # drawn in the order of their labels, as the synthetic ones: like would meet like
+                    order = self._generator(step).permutation(n)
+                    rows = np.concatenate([rows, self._real[partners.take(n, weights)][order]])
             yield rows.tolist()
+
+    def _generator(self, step: int) -> np.random.Generator:
+        return numpy_generator(self.seed, "synthetic mix", "blend", step)
+
+    def blend(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
+        """A batch as the measured arm sees it: partners blended in, labels as rows, synthetic images by their weight.
+
+        Args:
+            images: (N, C, H, W) floating point, of the list of indices of this `step`, on any device.
+            labels: (N,) int64.
+            step: 0 to steps - 1.
+        Returns:
+            (batch, C, H, W) images, and (batch, n_classes) float32 targets whose sums are the weights of the images in
+            the loss: the mean over a batch is `-(targets * logits.log_softmax(1)).sum() / targets.sum()`.
+        Raises:
+            ConfigError: images that are not of this step, or not floating point.
+        """
+        n, n_classes = self._count(step), len(self.policy.shares)
+        n_partners = n if self.policy.blend != "none" else 0
+        if len(images) != self.batch + n_partners or not images.is_floating_point():
+            raise ConfigError(
+                f"step {step} has {self.batch} images and {n_partners} to blend in, floating point; given were "
+                f"{len(images)} of {images.dtype}. Count the steps of the loader from 0 and convert in `transform`"
+            )
+        first, own = self.batch - n, labels[: self.batch].cpu().numpy()
+        targets = np.eye(n_classes, dtype=np.float32)[own]  # (batch, n_classes)
+        targets[first:] *= np.float32(self.policy.loss_weight)
+        if n_partners:
+            rng = self._generator(step)
+            rng.permutation(n)  # that of the indices
+            height, width = images.shape[2:]
+            found = draw_blend(self.policy.blend, self.policy.blend_alpha, n, (height, width), rng)
+            shapes = (torch.from_numpy(shape).to(images.device) for shape in (found.weights, found.boxes))
+            mixed = blend_images(images[first : self.batch], images[self.batch :], *shapes)
+            images = torch.cat([images[:first], mixed])
+            targets[first:] = blend_rows(targets[first:], labels[self.batch :].cpu().numpy(), found.shares)
+        return images, torch.from_numpy(targets).to(images.device)
 
 
 def _batches(

@@ -235,8 +235,8 @@ class PolicySearch:
         )
 
 
-_NO_GAIN = Estimate(0.0, 0.0, math.inf, 0)
-"""Of the default over itself."""
+_NO_GAIN = Estimate(0.0, math.inf, math.inf, 0)
+"""Of the default over itself: 0 by definition; nothing was measured that could have a spread."""
 
 
 def validation_parts(rows: ValidationRows, n_folds: int) -> NDArray[np.int64]:

@@ -56,6 +56,7 @@ class CardContent:
     surplus: str
     classes: Sequence[CardClass]
     share: float
+    blend: str = "none"
 
 
 def size_category(n_images: int) -> str:

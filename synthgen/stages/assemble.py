@@ -162,6 +162,7 @@ def _describe(folder: Path, entries: list[CardClass], summary: dict[str, Any], p
         surplus=simulated["surplus"] if simulated else "",
         classes=entries,
         share=policy.share(),
+        blend=policy.blend,
     )
     files = {
         path.name: {"sha256": sha256_file(path), "bytes": path.stat().st_size}

@@ -42,7 +42,7 @@ PROCEDURE_SECTIONS = (
 """Sections that decide what is compared and how: another value is another procedure, hence another look."""
 
 
-TELLING_PARTS = ("report", "probe")
+TELLING_PARTS = ("report", "probe", "worth")
 """Parts of synthgen that describe a run and decide nothing of what is compared: a new version is no new look."""
 
 
@@ -154,17 +154,17 @@ def log_look(workspace: Workspace, test_digest: str, procedure_digest: str) -> i
 
 def procedure_digest(workspace: Workspace, arms: list[str]) -> str:
     """sha256 of what decides what is compared: arms, sections of params.yaml, versions of synthgen's parts."""
-    config = workspace.config.model_dump(mode="json")
-    # a projection under normal latents decides nothing, and must not make another look of the same procedure
-    if config["synthesize"]["latents"] == "normal":
-        del config["synthesize"]["latents"], config["synthesize"]["projection"]
-    # neither does a search that no arm uses
+    # Without what is at its default, so that a field which synthgen gets anew is no new look at the same procedure; a
+    # default that changes comes with another version of its part.
+    config = workspace.config.model_dump(mode="json", exclude_defaults=True)
+    # a search that no arm uses decides nothing, and must not make another look of the same procedure
     searched = ["search"] if workspace.config.challenge.searched_arms else []
+    telling = {*TELLING_PARTS, "search"} - {*searched}
     return digest_of(
         {
             "arms": arms,
-            "config": {section: config[section] for section in [*PROCEDURE_SECTIONS, *searched]},
-            "versions": {part: number for part, number in workspace.plan.versions.items() if part not in TELLING_PARTS},
+            "config": {section: config.get(section, {}) for section in [*PROCEDURE_SECTIONS, *searched]},
+            "versions": {part: number for part, number in workspace.plan.versions.items() if part not in telling},
         }
     )
 

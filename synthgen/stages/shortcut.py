@@ -62,10 +62,15 @@ class OriginWatch:
         self._made[shard] = self._describe(images[_spread(np.arange(len(images)))])
 
     def record(self) -> dict[str, Any]:
-        """Contents of shortcut.json: pools as `challenge` draws from them, where samples of the shared GAN stand in."""
-        pools = {"default": [self._first(slug, f"{slug}.shared") for slug in self._slugs]}
-        if any(f"{slug}.shared" in self._made for slug in self._slugs):
-            pools["shared"] = [self._first(f"{slug}.shared", slug) for slug in self._slugs]
+        """Contents of shortcut.json: pools as `load_pool` of `challenge` fills them.
+
+        Samples of the shared GAN stand in for a class whose own were refused. The other way round none do: a shared
+        pool without a sample of a class trains on its reals, so it has nothing to probe there.
+        """
+        shared = {slug: f"{slug}.shared" for slug in self._slugs if f"{slug}.shared" in self._made}
+        pools = {"default": [self._first(slug, shared.get(slug, slug)) for slug in self._slugs]}
+        if shared:
+            pools["shared"] = [self._first(shared.get(slug, slug)) for slug in self._slugs]
         found = {
             name: probe_origin(self._reals, self._groups, made, numpy_generator(*self._parts))
             for name, made in pools.items()

@@ -1,6 +1,7 @@
 """What `evaluate`, `challenge` and `synthesize` share: the verified reals of a run and their rendered variants."""
 
 import math
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -29,25 +30,28 @@ def policies_of(arms: list[ArmSpec]) -> list[Policy]:
     return sorted(set(wanted))
 
 
-def variant_counts(data: PreparedData, folds: list[str], n_draws: int, thinnest: float = 1.0) -> NDArray[np.int64]:
+def variant_counts(
+    data: PreparedData, folds: list[str], n_draws: int, thinnest: Mapping[int, float] | None = None
+) -> NDArray[np.int64]:
     """How many variants of each pool image a balanced training can draw.
 
     Args:
         data: the prepared data.
         folds: measured folds.
         n_draws: steps x batch.
-        thinnest: the least share of a fold's images of a class that a training has.
+        thinnest: label -> the least share of a fold's images of that class that a training has; of others it has all.
     Returns:
         (n,) int64 for the rows of `split("final").train`: in the fold where its class has the fewest images, no
         variant of an image is drawn twice.
     """
     rows = data.split(FINAL).train
     n_classes = len(data.slugs)
+    least = np.array([(thinnest or {}).get(label, 1.0) for label in range(n_classes)])
     fewest = np.full(n_classes, np.iinfo(np.int64).max)
     for fold in [*folds, FINAL]:
         counted = np.bincount(data.labels[data.split(fold).train], minlength=n_classes)
         # a fold without an image of a class draws none, and must not ask for a whole training's draws of each
-        left = np.maximum(np.floor(counted * thinnest), 1).astype(np.int64)
+        left = np.maximum(np.floor(counted * least), 1).astype(np.int64)
         fewest = np.where(counted > 0, np.minimum(fewest, left), fewest)
     per_class = np.ceil(n_draws / n_classes / fewest).astype(np.int64)
     counts: NDArray[np.int64] = np.maximum(per_class, 1)[data.labels[rows]]
@@ -62,7 +66,7 @@ def build_context(
     *,
     device: torch.device,
     n_workers: int,
-    thinnest: float = 1.0,
+    thinnest: Mapping[int, float] | None = None,
 ) -> TrainingContext:
     """Verifies the images, renders what the arms need, and puts it together; `thinnest`: see `variant_counts`."""
     config = workspace.config

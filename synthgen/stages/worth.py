@@ -108,7 +108,8 @@ def _part_errors(
     if not parts:
         return []
     workers, section = worker_count(n_workers), workspace.config
-    thinnest = min(section.worth.fractions)
+    scarce = scarce_labels(workspace)
+    thinnest = dict.fromkeys(scarce, min(section.worth.fractions))
     context = build_context(
         workspace, data, list(chosen.values()), {}, device=device, n_workers=workers, thinnest=thinnest
     )
@@ -121,7 +122,7 @@ def _part_errors(
         ]
         with kept_predictions(workspace.root, f"worth-{count:g}") as scratch:
             found = run_jobs(jobs, context, n_workers=workers, description=f"worth {count:g}", scratch=scratch)
-        errors.append([_scarce_error(found, fold, scarce_labels(workspace)) for fold in chosen])
+        errors.append([_scarce_error(found, fold, scarce) for fold in chosen])
     return errors
 
 

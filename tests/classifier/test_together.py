@@ -44,8 +44,12 @@ def _arms() -> list[ArmSpec]:
         "falling": mixing(0.4, schedule="falling"),
         "light": mixing(loss_weight=0.3, labels="agreement"),
         "uneven": mixing(shares=(0.5, 0.0, 0.1), loss_weight=0.5),
+        "blended": mixing(0.4, blend="mixup", schedule="falling", loss_weight=0.5, labels="agreement"),
+        "boxes": mixing(0.4, blend="cutmix"),
+        "boxes_twice": mixing(0.4, blend="cutmix"),
     }
     bases = {"synthetic": "duplicate", "falling": "mixup", "light": "mixed", "uneven": "weighted"}
+    bases |= {"blended": "logit_adjusted", "boxes": "control", "boxes_twice": "cutmix"}
     made = [challenge_arm(f"best+{name}", CLASSICAL_ARMS[bases[name]], policy) for name, policy in policies.items()]
     return [*chosen, CLASSICAL_ARMS["control"], *made, odd]
 
@@ -66,6 +70,24 @@ def test_trainings_together_are_those_one_by_one(arm: ArmSpec) -> None:
         for name, value in alone.named_buffers():
             if value.is_floating_point():
                 torch.testing.assert_close(network.get_buffer(name), value, rtol=1e-3, atol=1e-3)
+
+
+@pytest.mark.parametrize("changed", [{"blend": "mixup"}, {"loss_weight": 0.5}], ids=str)
+def test_a_member_without_a_class_that_has_synthetic_images_trains_beside_others(changed: dict[str, object]) -> None:
+    arm = challenge_arm("best+x", CLASSICAL_ARMS["balanced"], mixing(shares=(0.5, 0.0, 0.0), **changed))
+    members = [_member(0, 21), _member(1, 21)]
+    reals = members[1].reals
+    kept = np.flatnonzero(reals.labels != 0)
+    members[1] = replace(
+        members[1],
+        reals=replace(reals, images=reals.images[kept], labels=reals.labels[kept], bank_rows=reals.bank_rows[kept]),
+    )
+    settings = {"n_classes": N_CLASSES, "real_share": 0.0, "mix_alpha": 0.4, "device": CPU}
+    for member, network in zip(members, train_together(arm, members, SECTION, **settings), strict=True):
+        alone = train_classifier(arm, member.reals, member.synthetic, SECTION, seed=member.seed, **settings)
+        np.testing.assert_allclose(
+            predict_logits(network, reals.images, CPU), predict_logits(alone, reals.images, CPU), rtol=2e-3, atol=2e-3
+        )
 
 
 def test_a_member_draws_the_same_from_images_that_hold_more() -> None:

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from sklearn.metrics import mutual_info_score
 
 from synthgen.config import POLICIES, MixingSection
+from synthgen.dataset.blending import BlendKind
 from synthgen.dataset.mixing import MixingPolicy, build_policy, policy_record, read_policy
 from synthgen.errors import ConfigError
 
@@ -74,11 +75,20 @@ def test_every_class_is_drawn_equally_often_whatever_its_share(shares: list[floa
     labels=st.sampled_from(["hard", "agreement"]),
     weight=st.floats(0.01, 1.0),
     at_most=st.none() | st.integers(1, 9),
+    blend=st.sampled_from(["none", "mixup", "cutmix"]),
+    alpha=st.floats(0.01, 100.0),
 )
 def test_a_record_reads_back(
-    shares: list[float], pool: str, transforms: str, labels: str, weight: float, at_most: int | None
+    shares: list[float],
+    pool: str,
+    transforms: str,
+    labels: str,
+    weight: float,
+    at_most: int | None,
+    blend: BlendKind,
+    alpha: float,
 ) -> None:
-    policy = MixingPolicy("p", pool, tuple(shares), transforms, weight, labels, "falling", at_most)
+    policy = MixingPolicy("p", pool, tuple(shares), transforms, weight, labels, "falling", at_most, blend, alpha)
     assert read_policy(policy_record(policy, NAMES), NAMES) == policy
 
 

@@ -1,5 +1,7 @@
 """What a search tries: the default first, nothing twice, and shares that stay within their limits."""
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -23,7 +25,7 @@ def _contents(candidates: list[Candidate]) -> list[tuple[object, ...] | None]:
     found = []
     for candidate in candidates:
         p = candidate.policy
-        found.append(p and (p.pool, p.shares, p.transforms, p.loss_weight, p.labels, p.schedule))
+        found.append(p and (p.pool, p.shares, p.transforms, p.loss_weight, p.labels, p.schedule, p.blend))
     return found
 
 
@@ -34,6 +36,14 @@ def test_the_default_comes_first_then_none_then_what_a_person_named() -> None:
     assert found[1].policy is None
     # share 0.25 is the default itself
     assert len(found) == 3 + len(DEPARTURES) - 1
+
+
+def test_both_blends_are_tried_last_and_differ_from_the_default_in_nothing_else() -> None:
+    default, *_, mixup, cutmix = list_candidates(POLICIES, [], NAMES, [1], has_shared=True)
+    assert [mixup.name, cutmix.name] == ["blend=mixup", "blend=cutmix"]
+    for candidate in (mixup, cutmix):
+        assert candidate.policy is not None
+        assert replace(candidate.policy, name="synthetic", blend="none") == default.policy
 
 
 def test_without_a_shared_gan_its_pool_is_not_tried() -> None:

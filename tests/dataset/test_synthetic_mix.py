@@ -9,6 +9,7 @@ import torch
 from torch.utils.data import DataLoader
 
 from synthgen.artifacts import canonical_json, sha256_file
+from synthgen.dataset.blending import BlendKind
 from synthgen.dataset.mixing import MixingPolicy, policy_record
 from synthgen.dataset.prepared import pixel_sha256
 from synthgen.dataset.shards import SyntheticRows, write_real_shard, write_synthetic_shard
@@ -82,6 +83,59 @@ def test_a_data_loader_takes_it_and_synthetic_images_have_a_transform_of_their_o
         torch.testing.assert_close(corner.abs() % 100, 10.0 * y)
         assert ((corner <= -100) == (corner < 0)).all()
         assert (corner < 0).sum() in (2, 3, 4)
+
+
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+@pytest.mark.parametrize("workers", [0, 2])
+def test_a_blend_puts_reals_into_synthetic_images_and_their_labels_into_the_targets(
+    tmp_path: Path, kind: BlendKind, workers: int
+) -> None:
+    policy = MixingPolicy("own", "default", (0.5, 0.5, 0.5), loss_weight=0.5, schedule="falling", blend=kind)
+    images = AugmentedImages(_folder(tmp_path, policy), transform=lambda image: image.float())
+    mix, plain = (
+        SyntheticMix(images, batch=24, steps=30, seed=3, policy=p) for p in (None, replace(policy, blend="none"))
+    )
+    loader = DataLoader(images, batch_sampler=mix, num_workers=workers)
+    mass = np.zeros(3)
+    for step, ((x, y), rows, drawn) in enumerate(zip(loader, mix, plain, strict=True)):
+        n = len(rows) - 24
+        assert rows[:24] == drawn  # the rest is drawn as without a blend
+        assert (images.origins[rows[24:]] == "real").all()
+        shown, targets = mix.blend(x, y, step)
+        again, _ = mix.blend(x, y, step)
+        assert torch.equal(shown, again)
+        assert (shown.shape, targets.shape) == ((24, 1, 4, 4), (24, 3))
+        assert torch.equal(shown[: 24 - n], x[: 24 - n])
+        # the last pixel of an image tells its class and origin, so the mean tells the share
+        own, other = x[24 - n : 24, 0, 3, 3], x[24:, 0, 3, 3]
+        if kind == "mixup" and n:
+            corner = shown[24 - n :, 0, 3, 3]
+            far = (own - other).abs() > 1.0
+            share = ((own - corner) / (own - other))[far]
+            sums = targets[24 - n :].sum(dim=1)[far]
+            torch.testing.assert_close(sums, (1.0 - share) * 0.5 + share, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(targets[: 24 - n], torch.eye(3)[y[: 24 - n]])
+        mass += targets.sum(dim=0).numpy()
+    np.testing.assert_allclose(mass / mass.sum(), 1 / 3, atol=0.02)
+    with pytest.raises(ConfigError, match="step 29 has 24 images and 0 to blend in"):
+        mix.blend(*_batch(images, rows=next(iter(mix))), 29)
+
+
+def _batch(images: AugmentedImages, rows: list[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    pairs = [images[row] for row in rows]
+    return torch.stack([x for x, _ in pairs]), torch.tensor([y for _, y in pairs])
+
+
+def test_without_a_blend_targets_are_weighted_labels_and_images_stay(tmp_path: Path) -> None:
+    images = AugmentedImages(_folder(tmp_path), transform=lambda image: image.float())
+    mix = SyntheticMix(images, batch=16, steps=3, policy=replace(images.policy, loss_weight=0.25))
+    x, y = _batch(images, next(iter(mix)))
+    shown, targets = mix.blend(x, y, 0)
+    assert shown is x
+    weights = torch.tensor([1.0] * 12 + [0.25] * 4)
+    torch.testing.assert_close(targets, torch.eye(3)[y] * weights[:, None])
+    with pytest.raises(ConfigError, match="floating point"):
+        mix.blend(x.to(torch.uint8), y, 0)
 
 
 def test_what_cannot_be_mixed_is_refused(tmp_path: Path) -> None:

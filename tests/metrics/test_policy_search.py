@@ -26,6 +26,7 @@ def test_among_equals_the_default_stays_and_the_reported_gain_is_no_winners_curs
         outcome = simulated.search.run()
         choice = outcome.choices["final"]
         kept += choice.name == "default"
+        assert choice.name != "default" or (choice.gain.mean, choice.gain.error) == (0.0, np.inf)
         reported.append(simulated.expected_gain(outcome))
         chosen_gains.append(max(gain.mean for gain in outcome.gains["final"].values()))
     assert kept / n_searches >= 0.84

@@ -14,7 +14,7 @@ from synthgen.config import Config
 from synthgen.dataset.predictions import concatenate, load_predictions, one_part, save_predictions
 from synthgen.errors import ArtifactError, MeasurementError
 from synthgen.records import ClassPlan, Plan, save_plan
-from synthgen.stages.compare import PROCEDURE_SECTIONS, run_compare
+from synthgen.stages.compare import PROCEDURE_SECTIONS, procedure_digest, run_compare
 from synthgen.stages.tables import verdict_table
 from synthgen.stages.workspace import Workspace
 
@@ -150,6 +150,28 @@ def test_a_report_setting_is_no_new_look(project):
     with (project.root / "params.yaml").open("a") as stream:
         stream.write("report: {title: Other}\n")
     assert run_compare(Workspace(project.root))["looks"]["look"] == 1
+
+
+def _digest(project: Workspace, arm: str, search: int = 1, **policy: object) -> str:
+    params = project.root / "params.yaml"
+    config = YAML(typ="safe", pure=True).load(params.read_text())
+    with params.open("w") as stream:
+        YAML().dump({**config, "challenge": {"arms": [arm], "policies": {"own": policy}}}, stream)
+    workspace = Workspace(project.root)
+    workspace.plan.versions["search"] = search
+    return procedure_digest(workspace, ["real"])
+
+
+def test_a_blend_and_a_search_are_part_of_the_procedure_only_where_they_are_used(project):
+    digests = {
+        (kind, alpha): _digest(project, "best+own", blend=kind, blend_alpha=alpha)
+        for kind in ("none", "mixup", "cutmix")
+        for alpha in (0.3, 0.7)
+    }
+    assert digests["none", 0.3] == digests["none", 0.7]
+    assert len(set(digests.values())) == 5
+    for arm, n_procedures in (("best+own", 1), ("best+searched", 2)):
+        assert len({_digest(project, arm, search=number) for number in (1, 9)}) == n_procedures
 
 
 def test_a_stale_challenger_is_refused(project):

@@ -10,7 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from benchmarks.simulated_searches import simulate_search
 from synthgen.artifacts import read_json, write_json
+from synthgen.dataset.mixing_candidates import Candidate
 from synthgen.dataset.origin_record import ORIGIN_FILE
 from synthgen.dataset.predictions import load_predictions
 from synthgen.dataset.prepared import load_prepared
@@ -35,7 +37,7 @@ plan: {folds: 3, target: 10, strategy: shared}
 prepare: {image_size: 8, channels: 1}
 classifier: {width: 4, steps: 6, batch: 32}
 evaluate: {arms: [balanced, classical], repeats: 2, crossfit: false}
-challenge: {arms: [best+searched], policies: {half: {share: 0.45}}}
+challenge: {arms: [best+searched], policies: {half: {share: 0.45, blend: mixup}}}
 search: {trainings: 72, candidates: [half]}
 """
 
@@ -96,6 +98,7 @@ def test_every_fold_and_the_release_have_a_choice_with_its_gain_and_cost(searche
         assert abs(choice["shrunk"]) <= abs(choice["mean"])
     assert candidates["no synthetic images"]["policy"] is None
     assert set(candidates["half"]["policy"]["shares"].values()) == {0.45}
+    assert candidates["half"]["policy"]["blend"] == "mixup"
     cost = record["cost"]
     assert cost["trainings"] == sum(entry["trainings"] for entry in candidates.values()) <= 72
     assert cost["steps"] == 6 * cost["trainings"]
@@ -109,6 +112,15 @@ def test_the_default_over_itself_gains_nothing_and_the_base_is_trained_as_it_is(
     assert record["candidates"]["synthetic"]["mean"] is None
     assert record["bases"].keys() == {"f0", "f1", "f2"}
     assert record["plan"]["candidates"][:3] == ["synthetic", "no synthetic images", "half"]
+
+
+def test_the_gain_of_a_default_that_stays_has_no_error_since_nothing_was_estimated() -> None:
+    # 0.0 would say that the gain was measured, and exactly
+    choices = (simulate_search(seed, variants=0).search.run().choices["final"] for seed in range(20))
+    stayed = next(choice for choice in choices if choice.name == "default")
+    found = search._choice_record(stayed, {"default": Candidate("default", None)}, [])
+    assert (found["mean"], found["error"], found["shrunk"]) == (0.0, None, 0.0)
+    assert found["needed"] > 0.0
 
 
 def test_test_labels_and_predictions_decide_nothing_and_it_is_the_same_again(

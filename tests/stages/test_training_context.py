@@ -25,6 +25,26 @@ def test_a_fold_without_a_class_asks_for_no_variants_of_it() -> None:
     counts = variant_counts(data, ["f0", "f1", "f2"], 1200)
     assert set(counts[:12].tolist()) == {150}  # 600 draws of a over the 4 images of a fold
     assert set(counts[12:].tolist()) == {100}  # 600 draws of b over the 6 images of f1
-    thin = variant_counts(data, ["f0", "f1", "f2"], 1200, thinnest=0.5)
-    assert set(thin[:12].tolist()) == {300}
-    assert set(thin[12:].tolist()) == {200}
+
+
+def test_only_classes_that_are_thinned_out_ask_for_more_variants() -> None:
+    labels = np.array([0] * 60 + [1] * 18)
+    data = PreparedData(
+        images=np.zeros((78, 8, 8, 1), np.uint8),
+        labels=labels,
+        groups=np.arange(78).astype(np.str_),
+        sha256=np.array([f"{i:02d}" for i in range(78)]),
+        folds=np.arange(78) % 3,
+        roles=np.full(78, "pool"),
+        slugs=["a", "b"],
+        class_names=["a", "b"],
+        n_folds=3,
+        frozen=False,
+    )
+    folds = ["f0", "f1", "f2"]
+    whole, thin = variant_counts(data, folds, 1200), variant_counts(data, folds, 1200, thinnest={1: 0.5})
+    np.testing.assert_array_equal(thin[labels == 0], whole[labels == 0])
+    # 600 draws of b over the 6 images that a fold trains on, then over half of them
+    assert set(whole[labels == 1].tolist()) == {100}
+    assert set(thin[labels == 1].tolist()) == {200}
+    np.testing.assert_array_equal(variant_counts(data, folds, 1200, {0: 1.0, 1: 1.0}), whole)
