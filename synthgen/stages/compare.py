@@ -157,7 +157,13 @@ def procedure_digest(workspace: Workspace, arms: list[str]) -> str:
     # Without what is at its default, so that a field which synthgen gets anew is no new look at the same procedure; a
     # default that changes comes with another version of its part.
     config = workspace.config.model_dump(mode="json", exclude_defaults=True)
-    # a search that no arm uses decides nothing, and must not make another look of the same procedure
+    # What is set but not used decides nothing either: the strength of no blend, a projection under normal latents, a
+    # search that no arm asks for.
+    for policy in config["challenge"].get("policies", {}).values():
+        if "blend" not in policy:
+            policy.pop("blend_alpha", None)
+    if "latents" not in config.get("synthesize", {}):
+        config.get("synthesize", {}).pop("projection", None)
     searched = ["search"] if workspace.config.challenge.searched_arms else []
     telling = {*TELLING_PARTS, "search"} - {*searched}
     return digest_of(
