@@ -51,6 +51,9 @@ class SourceSection(Section):
     csv_file: str = "labels.csv"
     torchvision_name: str | None = None
     simulate_scarcity: ScarcitySection | None = None
+    unlabelled: str | None = Field(
+        default=None, description="folder of images without a label, inside source.path, e.g. data/raw/.unlabelled"
+    )
 
 
 class PlanSection(Section):

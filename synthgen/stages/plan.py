@@ -38,6 +38,7 @@ from synthgen.stages.survey import (
     survey_source,
 )
 from synthgen.stages.translation import check_generator, check_sources
+from synthgen.stages.unlabelled import check_unlabelled
 from synthgen.stages.workspace import Workspace
 from synthgen.versions import VERSIONS
 
@@ -58,6 +59,7 @@ def run_plan(workspace: Workspace, *, reassign: bool = False) -> Plan:
     """
     config = workspace.config
     check_arms(config)
+    check_unlabelled(config)
     check_generator(config)
     check_params_complete(config, workspace.root)
     previous = {} if reassign else known_images(workspace)

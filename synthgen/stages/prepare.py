@@ -23,6 +23,7 @@ from synthgen.errors import ConfigError, PlanError
 from synthgen.records import PLAN_COMMAND, ClassPlan, Plan
 from synthgen.stages.plan import build_plan, known_images
 from synthgen.stages.survey import Survey, count_groups, count_images, scratch_folder, survey_source
+from synthgen.stages.unlabelled import FoundUnlabelled, gather_unlabelled
 from synthgen.stages.workspace import Workspace
 
 SCHEMA = 1
@@ -47,8 +48,9 @@ def run_prepare(workspace: Workspace) -> None:
     with scratch_folder(workspace.root) as scratch:
         survey = survey_source(config, workspace.root, previous, scratch)
         refuse_stale_plan(plan, build_plan(config.plan, survey), read_folds(workspace.folds_file), survey)
+        unlabelled = gather_unlabelled(config, workspace.root, survey, scratch)
         with atomic_folder(workspace.prepared) as folder:
-            write_prepared(folder, survey, plan, config, mask_folder)
+            write_prepared(folder, survey, plan, config, mask_folder, unlabelled)
 
 
 def find_mask_folder(config: Config, root: Path) -> Path | None:
@@ -132,13 +134,21 @@ def _class_differences(slug: str, old: ClassPlan | None, new: ClassPlan | None) 
     return [f"class {slug}: {key} {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
 
 
-def write_prepared(folder: Path, survey: Survey, plan: Plan, config: Config, mask_folder: Path | None = None) -> None:
+def write_prepared(
+    folder: Path,
+    survey: Survey,
+    plan: Plan,
+    config: Config,
+    mask_folder: Path | None = None,
+    unlabelled: FoundUnlabelled | None = None,
+) -> None:
     """Writes images, masks, manifest, quarantine list, summary and fold indexes into the empty `folder`.
 
     Args:
         folder: to write to.
         survey, plan, config: what is prepared, and how.
         mask_folder: of the user's masks; None writes none.
+        unlabelled: images without a label, if the user has any.
     Raises:
         SourceError: `mask_folder` holds a mask for none of the images.
     """
@@ -169,6 +179,8 @@ def write_prepared(folder: Path, survey: Survey, plan: Plan, config: Config, mas
         },
     )
     quarantine = survey.quarantine if found is None else _with_masks(survey.quarantine, found, config)
+    if unlabelled is not None:
+        quarantine = unlabelled.quarantined(quarantine)
     with (folder / "quarantine.csv").open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["source", "reason", "detail"])
@@ -177,6 +189,8 @@ def write_prepared(folder: Path, survey: Survey, plan: Plan, config: Config, mas
     if found is not None:
         summary["masks"] = _write_masks(folder / "masks.npy", found, slugs, images.shape[:3])
         masks = np.load(folder / "masks.npy", mmap_mode="r")
+    if unlabelled is not None:
+        summary["unlabelled"] = unlabelled.write(folder)
     (folder / "summary.json").write_text(canonical_json(summary), encoding="utf-8")
     data = PreparedData(
         images=images,
