@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from numpy.typing import NDArray
 
-from synthgen.artifacts import digest_of
+from synthgen.artifacts import canonical_json, digest_of, read_json
 from synthgen.config import GroupsSection
 from synthgen.dataset.groups import chain_equal, named_objects
 from synthgen.dataset.id_runs import runs_across
@@ -30,6 +30,8 @@ from synthgen.dataset.scan import Scan
 from synthgen.errors import ArtifactError, SourceError
 
 FOLDER = "unlabelled"
+INDEX_FILE = "unlabelled.index.json"
+"""Beside the indexes of the classes; no slug has a dot, so it cannot be taken for one."""
 COPY_ROWS = 1024
 LEAK_REASONS = {
     "labelled_copy": "the same picture as a labelled image, or nearly",
@@ -266,6 +268,35 @@ def write_unlabelled(folder: Path, scan: Scan, usable: Usable) -> dict[str, Any]
     pq.write_table(pa.table(columns, schema=MANIFEST_SCHEMA), folder / "manifest.parquet", compression="zstd")
     reasons = Counter(row.reason for row in [*scan.quarantine, *usable.dropped])
     return {"sha256": digest_of(digests), "n_images": len(rows), "n_dropped": dict(sorted(reasons.items()))}
+
+
+def write_unlabelled_index(index: Path, digests: Sequence[str]) -> None:
+    """Names the unlabelled images in a fold's train index, so that the shared GAN is trained again where they change.
+
+    Args:
+        index: `folds/FOLD` of the prepared folder.
+        digests: pixel sha256, in the order of images.npy.
+    """
+    (index / "train" / INDEX_FILE).write_text(canonical_json({"pixel_sha256": list(digests)}), encoding="utf-8")
+
+
+def unlabelled_of_index(prepared: Path, index: Path) -> UnlabelledImages:
+    """The unlabelled images, checked against those that a fold's train index names.
+
+    Args:
+        prepared: `data/prepared`.
+        index: `folds/FOLD` inside.
+    Raises:
+        ArtifactError: the fold names none, or others.
+    """
+    path = index / "train" / INDEX_FILE
+    found = load_unlabelled(prepared)
+    named = read_json(path)["pixel_sha256"] if path.exists() else None
+    if found is None or named is None or named != found.sha256.tolist():
+        raise ArtifactError(
+            f"{path} does not name the images of data/prepared/{FOLDER}; run `synthgen plan`, then `dvc repro`"
+        )
+    return found
 
 
 def load_unlabelled(prepared: Path) -> UnlabelledImages | None:

@@ -101,12 +101,13 @@ def check_arms(config: Config) -> None:
 
 
 def with_search(plan: Plan, config: Config) -> Plan:
-    """The plan with the stage `search` in it if an arm of `challenge.arms` is searched for."""
+    """The plan with what is asked for beside the data: the stage `search`, and unlabelled images in `pretrain`."""
     wanted = bool(config.challenge.searched_arms)
     return plan.model_copy(
         update={
             "search_runs": [SEARCH_RUN] if wanted else [],
             "searched_policies": SEARCH_RESULT if wanted else NOTHING_SEARCHED,
+            "unlabelled_in_pretrain": config.pretrain.unlabelled,
         }
     )
 

@@ -19,9 +19,10 @@ from synthgen.dataset.folds import KnownImage, read_folds
 from synthgen.dataset.masks import FoundMasks, gather_masks
 from synthgen.dataset.prepared import MASKS_SUFFIX, PreparedData, mask_sha256, save_manifest
 from synthgen.dataset.raw import QuarantineRow
+from synthgen.dataset.unlabelled import write_unlabelled_index
 from synthgen.errors import ConfigError, PlanError
 from synthgen.records import PLAN_COMMAND, ClassPlan, Plan
-from synthgen.stages.plan import build_plan, known_images
+from synthgen.stages.plan import build_plan, known_images, with_search
 from synthgen.stages.survey import Survey, count_groups, count_images, scratch_folder, survey_source
 from synthgen.stages.unlabelled import FoundUnlabelled, gather_unlabelled
 from synthgen.stages.workspace import Workspace
@@ -47,7 +48,9 @@ def run_prepare(workspace: Workspace) -> None:
     mask_folder = find_mask_folder(config, workspace.root)
     with scratch_folder(workspace.root) as scratch:
         survey = survey_source(config, workspace.root, previous, scratch)
-        refuse_stale_plan(plan, build_plan(config.plan, survey), read_folds(workspace.folds_file), survey)
+        refuse_stale_plan(
+            plan, with_search(build_plan(config.plan, survey), config), read_folds(workspace.folds_file), survey
+        )
         unlabelled = gather_unlabelled(config, workspace.root, survey, scratch)
         with atomic_folder(workspace.prepared) as folder:
             write_prepared(folder, survey, plan, config, mask_folder, unlabelled)
@@ -114,6 +117,10 @@ def refuse_stale_plan(plan: Plan, fitting: Plan, previous: dict[str, KnownImage]
         if names:
             more = ", ..." if len(names) > NAMED else ""
             differences.append(f"{len(names)} {what}: {', '.join(names[:NAMED])}{more}")
+    if plan.unlabelled_in_pretrain != fitting.unlabelled_in_pretrain:
+        differences.append(
+            f"pretrain.unlabelled: plan {plan.unlabelled_in_pretrain}, now {not plan.unlabelled_in_pretrain}"
+        )
     if differences:
         raise PlanError(
             f"plan.yaml and folds.csv no longer fit the raw data and params.yaml: {'; '.join(differences)}. "
@@ -207,6 +214,8 @@ def write_prepared(
     )
     for fold in plan.folds:
         _write_index(folder / "folds" / fold, data, fold)
+        if unlabelled is not None and plan.unlabelled_in_pretrain:
+            write_unlabelled_index(folder / "folds" / fold, unlabelled.digests)
 
 
 def _copy_images(images: NDArray[np.uint8], rows: NDArray[np.int64], path: Path) -> NDArray[np.uint8]:

@@ -16,6 +16,9 @@ from synthgen.dataset.unlabelled import FOLDER, Usable, find_usable, write_unlab
 from synthgen.errors import ConfigError, SourceError
 from synthgen.stages.survey import Survey
 
+NOISE_ARCHITECTURES = ("resnet", "dcgan", "style")
+"""Those whose generator starts from latents and a label alone."""
+
 
 def check_unlabelled(config: Config) -> None:
     """Looks at `source.unlabelled`, and at what asks for it, before anything is read.
@@ -33,6 +36,9 @@ def check_unlabelled(config: Config) -> None:
         for name in names
         if needs_unlabelled(name.partition("+")[0])
     ]
+    if config.pretrain.unlabelled:
+        _check_pretrain(config)
+        asking.append("pretrain.unlabelled: true")
     if given is None:
         if asking:
             raise ConfigError(
@@ -58,6 +64,20 @@ def check_unlabelled(config: Config) -> None:
         raise ConfigError(f"{said} and prepare.masks {config.prepare.masks!r} overlap; give each a folder of its own")
 
 
+def _check_pretrain(config: Config) -> None:
+    architecture = config.pretrain.network.architecture
+    if architecture not in NOISE_ARCHITECTURES:
+        raise ConfigError(
+            f"pretrain.unlabelled: {architecture} starts from pictures of known classes, and nobody knows those of "
+            f"unlabelled ones; use {', '.join(NOISE_ARCHITECTURES)}, or set pretrain.unlabelled: false"
+        )
+    if config.plan.strategy == "scratch":
+        raise ConfigError(
+            "pretrain.unlabelled: plan.strategy scratch trains no shared GAN that could see unlabelled images; use "
+            "adapted or shared, or set pretrain.unlabelled: false"
+        )
+
+
 @dataclass(frozen=True)
 class FoundUnlabelled:
     """The scanned folder, and which of its images may be used.
@@ -77,6 +97,11 @@ class FoundUnlabelled:
         kept = [row for row in quarantine if (row.source, row.reason) != (self.inside.parts[0], "hidden")]
         aside = [*self.scan.quarantine, *self.usable.dropped]
         return sorted([*kept, *(replace(row, source=(self.inside / row.source).as_posix()) for row in aside)])
+
+    @property
+    def digests(self) -> list[str]:
+        """Pixel sha256 of the images that may be used, in their order."""
+        return [self.scan.pixel_sha256[row] for row in self.usable.rows]
 
     def write(self, prepared: Path) -> dict[str, Any]:
         """Writes them below the prepared folder; what summary.json says."""
