@@ -8,7 +8,17 @@ import difflib
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, StringConstraints, ValidationError, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    StringConstraints,
+    ValidationError,
+    field_validator,
+    model_serializer,
+    model_validator,
+)
 from ruamel.yaml import YAML
 from ruamel.yaml.error import YAMLError
 from ruamel.yaml.events import AliasEvent
@@ -36,6 +46,11 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
+def _without_default(values: dict[str, Any], key: str, default: Any) -> dict[str, Any]:
+    """`values` without a key that came later and has its default: digests of older configs stay as they were."""
+    return {name: value for name, value in values.items() if name != key or value != default}
+
+
 class ScarcitySection(Section):
     """Makes plentiful classes scarce on purpose, to try the pipeline where the truth is known."""
 
@@ -51,6 +66,13 @@ class SourceSection(Section):
     csv_file: str = "labels.csv"
     torchvision_name: str | None = None
     simulate_scarcity: ScarcitySection | None = None
+    unlabelled: str | None = Field(
+        default=None, description="folder of images without a label, inside source.path, e.g. data/raw/.unlabelled"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_default(handler(self), "unlabelled", None)
 
 
 class PlanSection(Section):
@@ -210,6 +232,13 @@ class PretrainSection(Section):
     precision: Literal["auto", "fp32", "bf16"] = Field(default="auto", description="auto: bf16 on CUDA, else fp32")
     compile: bool = Field(default=False, description="torch.compile where no double backward runs (CUDA)")
     base: dict[str, BaseGanSection] | None = None
+    unlabelled: bool = Field(
+        default=False, description="show the images of source.unlabelled as one class more, which is never sampled"
+    )
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return _without_default(handler(self), "unlabelled", False)
 
 
 class BoundarySection(Section):

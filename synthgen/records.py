@@ -10,7 +10,14 @@ from typing import Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 from ruamel.yaml import YAML
 
 from synthgen.artifacts import atomic_file
@@ -60,6 +67,7 @@ class Plan(BaseModel):
     depend on, without the counts beside it;
     `versions` are those of the parts that wrote the plan (synthgen/versions.py). `test_groups` counts per slug the
     groups that are tested, over all folds or on the user's own test set: for people; no stage depends on it.
+    `unlabelled_in_pretrain` makes `prepare` name the unlabelled images in the train indexes.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -79,7 +87,14 @@ class Plan(BaseModel):
     class_names: dict[str, str]
     versions: dict[str, int]
     test_groups: dict[str, int] = {}
+    unlabelled_in_pretrain: bool = False
     classes: dict[str, ClassPlan]
+
+    @model_serializer(mode="wrap")
+    def _as_before(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # a plan that has nothing to do with unlabelled images keeps its bytes
+        values: dict[str, Any] = handler(self)
+        return {k: v for k, v in values.items() if k != "unlabelled_in_pretrain" or v}
 
     @model_validator(mode="before")
     @classmethod

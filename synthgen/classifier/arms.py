@@ -17,7 +17,7 @@ from synthgen.errors import ConfigError
 Sampling = Literal["natural", "balanced"]
 Loss = Literal["cross_entropy", "weighted", "logit_adjusted"]
 Mix = Literal["none", "mixup", "cutmix", "either"]
-RealPool = Literal["none", "duplicate", "control", "paste", "paste_whole"]
+RealPool = Literal["none", "duplicate", "control", "paste", "paste_whole", "pseudo_labelled"]
 Head = Literal["joint", "retrained"]
 PASTING: tuple[RealPool, ...] = ("paste", "paste_whole")
 
@@ -35,7 +35,8 @@ class ArmSpec:
         transforms: policy of the label-preserving transforms of the real images; None leaves them as they are.
         mix: MixUp (Zhang et al. 2018), CutMix (Yun et al. 2019) or either by chance, within a batch.
         real_pool: share of the draws taken from repeated reals (`duplicate`), mildly transformed ones (`control`), or
-            composites of real regions and plentiful backgrounds (`paste`: regions by masks; `paste_whole`: ellipses).
+            composites of real regions and plentiful backgrounds (`paste`: regions by masks; `paste_whole`: ellipses),
+            or images without a label, labelled by a teacher of the same training (`pseudo_labelled`).
         head: `retrained`: the last part of the training fits the last layer alone, anew and with balanced draws, on
             features learned from images as they occur (cRT, Kang et al. 2020, arXiv:1910.09217, section 4.1).
         mixing: how synthetic images are mixed in; None: real images alone.
@@ -106,11 +107,22 @@ CLASSICAL_ARMS = {
             transforms="classical",
             real_pool="paste_whole",
         ),
+        ArmSpec(
+            "pseudo_labelled",
+            "classical, a share of draws unlabelled images with the labels that a first training is sure of",
+            transforms="classical",
+            real_pool="pseudo_labelled",
+        ),
     )
 }
 
 BEST = "best"
 CHALLENGER = f"{BEST}+{MEASURED_POLICY}"
+
+
+def needs_unlabelled(name: str) -> bool:
+    """Whether the classical arm called `name` trains on images without a label; False where there is no such arm."""
+    return name in CLASSICAL_ARMS and CLASSICAL_ARMS[name].real_pool == "pseudo_labelled"
 
 
 def measured_arm(arms: Sequence[str]) -> str:

@@ -21,6 +21,7 @@ from numpy.typing import NDArray
 from synthgen.artifacts import atomic_file, digest_of, sha256_bytes, sha256_file
 from synthgen.classifier.job_records import TrainingContext, TrainingJob
 from synthgen.classifier.pasted_pool import pasting_identity
+from synthgen.classifier.pseudo_labels import pool_identity
 from synthgen.dataset.predictions import Predictions, load_predictions, save_predictions
 from synthgen.errors import ArtifactError, MeasurementError
 from synthgen.versions import VERSIONS
@@ -54,7 +55,7 @@ def job_digests(jobs: Sequence[TrainingJob], context: TrainingContext) -> list[s
     Returns:
         one digest per job: of the arm, the classifier section, shares, seeds, the rows trained on and predicted
         (pixel sha256, label, group), the content of the banks and of the synthetic images that the arm draws from,
-        what composites are made of,
+        what composites are made of, the unlabelled images of `pseudo_labelled`,
         the device, the versions of torch, torchvision and numpy, and `synthgen.versions`.
     """
     shared = {
@@ -91,6 +92,8 @@ def job_digests(jobs: Sequence[TrainingJob], context: TrainingContext) -> list[s
             "synthetic": pools.get(job.fold) if job.arm.mixing is not None else None,
             "pasted": pasting_identity(job, context),
         }
+        if job.arm.real_pool == "pseudo_labelled" and context.unlabelled is not None:
+            own["pseudo"] = pool_identity(context.unlabelled)
         digests.append(digest_of([shared, own]))
     return digests
 

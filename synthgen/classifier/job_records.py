@@ -10,6 +10,7 @@ import torch
 from numpy.typing import NDArray
 
 from synthgen.classifier.arms import ArmSpec
+from synthgen.classifier.pseudo_labels import UnlabelledPool
 from synthgen.classifier.training import SyntheticImages
 from synthgen.config import ClassifierSection
 from synthgen.dataset.pasted_pool import PasteRules
@@ -55,6 +56,7 @@ class TrainingContext:
         seed: of the run.
         device: to train on.
         paste: for the arms `paste` and `paste_whole`; None where there are none.
+        unlabelled: for the arm `pseudo_labelled`; None where there is none.
     """
 
     data: PreparedData
@@ -68,6 +70,7 @@ class TrainingContext:
     seed: int
     device: torch.device
     paste: PasteRules | None = None
+    unlabelled: UnlabelledPool | None = None
 
 
 def fold_jobs(data: PreparedData, arm: ArmSpec, fold: str, repeats: int, crossfit: bool) -> list[TrainingJob]:

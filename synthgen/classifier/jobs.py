@@ -16,14 +16,24 @@ from dataclasses import replace
 from functools import partial
 from itertools import groupby
 from pathlib import Path
+from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import nn
 
+from synthgen.classifier.arms import CLASSICAL_ARMS, ArmSpec
 from synthgen.classifier.job_cache import find_kept, job_digests, keep
 from synthgen.classifier.job_records import INNER, TrainingContext, TrainingJob, fold_jobs
 from synthgen.classifier.pasted_pool import build_pasted_pool
 from synthgen.classifier.prediction import predict_logits
+from synthgen.classifier.pseudo_labels import (
+    PseudoLabelled,
+    choose_pseudo_labels,
+    keep_counts,
+    kept_counts,
+    most_per_class,
+)
 from synthgen.classifier.together import Member, fitting_together, pays_together, train_together
 from synthgen.classifier.training import RealImages, train_classifier
 from synthgen.dataset.predictions import Predictions, concatenate, one_part
@@ -36,12 +46,16 @@ __all__ = [
     "INNER",
     "TrainingContext",
     "TrainingJob",
+    "count_pseudo_labels",
     "fold_jobs",
     "process_pool",
     "run_jobs",
     "train_and_predict",
     "worker_count",
 ]
+
+TEACHER = "classical"
+"""The arm that labels the unlabelled images of `pseudo_labelled`, trained on the job's own rows with its own seed."""
 
 _log = logging.getLogger(__name__)
 
@@ -84,11 +98,17 @@ def _predict(network: nn.Module, job: TrainingJob, context: TrainingContext) -> 
     ]
 
 
-def train_and_predict(job: TrainingJob, context: TrainingContext) -> list[Predictions]:
-    """Runs one job; one Predictions per part that has rows."""
-    network = train_classifier(
-        job.arm,
-        _reals_of(job, context),
+class _Done(NamedTuple):
+    """What one finished job leaves: predictions, and pseudo labels by slug where its arm gives any."""
+
+    predictions: list[Predictions]
+    n_pseudo: dict[str, int] | None
+
+
+def _train(arm: ArmSpec, reals: RealImages, job: TrainingJob, context: TrainingContext) -> nn.Module:
+    return train_classifier(
+        arm,
+        reals,
         context.synthetic.get(job.fold),
         context.section,
         n_classes=len(context.data.slugs),
@@ -97,30 +117,76 @@ def train_and_predict(job: TrainingJob, context: TrainingContext) -> list[Predic
         seed=_seed_of(job, context),
         device=context.device,
     )
-    return _predict(network, job, context)
 
 
-def _train_group(jobs: Sequence[TrainingJob], context: TrainingContext) -> list[list[Predictions]]:
-    """Runs jobs of one arm as one program; the predictions of each."""
-    networks = train_together(
-        jobs[0].arm,
-        [
-            Member(_shared_reals_of(job, context), context.synthetic.get(job.fold), _seed_of(job, context))
-            for job in jobs
-        ],
+def _train_together(
+    arm: ArmSpec, reals: Sequence[RealImages], jobs: Sequence[TrainingJob], context: TrainingContext
+) -> Sequence[nn.Module]:
+    members = [
+        Member(own, context.synthetic.get(job.fold), _seed_of(job, context))
+        for own, job in zip(reals, jobs, strict=True)
+    ]
+    return train_together(
+        arm,
+        members,
         context.section,
         n_classes=len(context.data.slugs),
         real_share=context.real_share,
         mix_alpha=context.mix_alpha,
         device=context.device,
     )
-    return [_predict(network, job, context) for network, job in zip(networks, jobs, strict=True)]
 
 
-def _train_in_groups(
-    jobs: Sequence[TrainingJob], context: TrainingContext
-) -> Iterator[tuple[TrainingJob, list[Predictions]]]:
-    """Jobs with their predictions, in groups of one arm that fit the device; where one does not, in halves of it."""
+def _needs_teacher(arm: ArmSpec, context: TrainingContext) -> bool:
+    return arm.real_pool == "pseudo_labelled" and round(context.real_share * context.section.batch) > 0
+
+
+def _with_pseudo_labels(
+    reals: RealImages, teacher: nn.Module, job: TrainingJob, context: TrainingContext
+) -> RealImages:
+    """`reals` with the unlabelled images that `teacher`, which was trained on these very rows, is sure of."""
+    pool = context.unlabelled
+    if pool is None:
+        raise TrainingError(f"arm {job.arm.name} needs unlabelled images; set `unlabelled` of the context")
+    section, slugs = context.section, context.data.slugs
+    at_most = most_per_class(section.steps, round(context.real_share * section.batch), len(slugs))
+    logits = predict_logits(teacher, pool.images, context.device)
+    rows, labels = choose_pseudo_labels(logits, np.unique(context.data.labels[job.train]), at_most)
+    return replace(reals, pseudo=PseudoLabelled(rows, labels, pool.bank))
+
+
+def _run_job(job: TrainingJob, context: TrainingContext) -> _Done:
+    reals = _reals_of(job, context)
+    if _needs_teacher(job.arm, context):
+        teacher = _train(CLASSICAL_ARMS[TEACHER], reals, job, context)
+        reals = _with_pseudo_labels(reals, teacher, job, context)
+    return _done(_train(job.arm, reals, job, context), reals, job, context)
+
+
+def _done(network: nn.Module, reals: RealImages, job: TrainingJob, context: TrainingContext) -> _Done:
+    counts = None if reals.pseudo is None else reals.pseudo.counts(context.data.slugs)
+    return _Done(_predict(network, job, context), counts)
+
+
+def train_and_predict(job: TrainingJob, context: TrainingContext) -> list[Predictions]:
+    """Runs one job; one Predictions per part that has rows."""
+    return _run_job(job, context).predictions
+
+
+def _train_group(jobs: Sequence[TrainingJob], context: TrainingContext) -> list[_Done]:
+    """Runs jobs of one arm as one program; what each leaves."""
+    arm = jobs[0].arm
+    reals = [_shared_reals_of(job, context) for job in jobs]
+    if _needs_teacher(arm, context):
+        teachers = _train_together(CLASSICAL_ARMS[TEACHER], reals, jobs, context)
+        found = zip(reals, teachers, jobs, strict=True)
+        reals = [_with_pseudo_labels(own, teacher, job, context) for own, teacher, job in found]
+    networks = _train_together(arm, reals, jobs, context)
+    return [_done(*left, context) for left in zip(networks, reals, jobs, strict=True)]
+
+
+def _train_in_groups(jobs: Sequence[TrainingJob], context: TrainingContext) -> Iterator[tuple[TrainingJob, _Done]]:
+    """Jobs with what they leave, in groups of one arm that fit the device; where one does not, in halves of it."""
     _, height, _, channels = context.images.shape
     at_once = fitting_together(context.section, height, channels, context.device)
     for _, of_arm in groupby(jobs, key=lambda job: job.arm):
@@ -170,13 +236,38 @@ def _work(task: tuple[TrainingJob, Path | None, str]) -> list[Predictions]:
 
 
 def _train_and_keep(job: TrainingJob, scratch: Path | None, digest: str, context: TrainingContext) -> list[Predictions]:
-    return _kept(train_and_predict(job, context), scratch, digest)
+    return _kept(_run_job(job, context), scratch, digest)
 
 
-def _kept(done: list[Predictions], scratch: Path | None, digest: str) -> list[Predictions]:
-    if scratch is not None and done:
-        keep(scratch, digest, concatenate(done))
-    return done
+def _kept(done: _Done, scratch: Path | None, digest: str) -> list[Predictions]:
+    if scratch is not None and done.predictions:
+        if done.n_pseudo is not None:
+            keep_counts(scratch, digest, done.n_pseudo)  # first: what is kept last makes the training count
+        keep(scratch, digest, concatenate(done.predictions))
+    return done.predictions
+
+
+def count_pseudo_labels(
+    jobs: Sequence[TrainingJob], context: TrainingContext, scratch: Path
+) -> dict[str, dict[str, Any]]:
+    """What arm.json says of pseudo labels: `{FOLD: {"pseudo_labels": {SLUG: [n of each training]}}}`.
+
+    Args:
+        jobs: that `run_jobs` finished with this context and `scratch`; their order within a fold is kept.
+        context: see `run_jobs`.
+        scratch: folder of finished jobs.
+    Returns:
+        nothing of folds whose arm gives no pseudo labels.
+    Raises:
+        ArtifactError: a finished job left none, or they are damaged.
+    """
+    asked = [job for job in jobs if _needs_teacher(job.arm, context)]
+    found: dict[str, dict[str, list[int]]] = {}
+    for job, digest in zip(asked, job_digests(asked, context), strict=True):
+        of_fold = found.setdefault(job.fold, {})
+        for slug, n in kept_counts(scratch, digest).items():
+            of_fold.setdefault(slug, []).append(n)
+    return {fold: {"pseudo_labels": counts} for fold, counts in found.items()}
 
 
 def worker_count(requested: int | None = None) -> int:

@@ -17,6 +17,7 @@ from synthgen.classifier.arms import PASTING, ArmSpec
 from synthgen.classifier.losses import arm_loss
 from synthgen.classifier.networks import build_classifier, last_layer, to_input
 from synthgen.classifier.partners import Partners, place_partners
+from synthgen.classifier.pseudo_labels import PseudoLabelled
 from synthgen.config import ClassifierSection
 from synthgen.dataset.blending import blend_rows
 from synthgen.dataset.mixing import MixingPolicy
@@ -46,6 +47,7 @@ class RealImages:
         mild: variants for `control`, or None.
         image_rows: (n,) int64, index of each real in `images`; None: they are the reals, in this order.
         pasted: composites for `paste` and `paste_whole`, or None.
+        pseudo: unlabelled images with a label for `pseudo_labelled`, or None.
     """
 
     images: NDArray[np.uint8]
@@ -55,6 +57,7 @@ class RealImages:
     mild: TransformBank | None = None
     image_rows: NDArray[np.int64] | None = None
     pasted: PastedPool | None = None
+    pseudo: PseudoLabelled | None = None
 
 
 @dataclass(frozen=True)
@@ -129,6 +132,26 @@ def _drawn_composites(arm: ArmSpec, pasted: PastedPool | None, n: int, steps: in
     return _Part(pasted.images, drawn, [pasted.labels[rows] for rows in drawn])
 
 
+def _drawn_pseudo_labelled(arm: ArmSpec, reals: RealImages, n: int, steps: int, seed: int) -> list[_Part]:
+    """Unlabelled images, and reals of the classes that have none with their label: every class has the same share."""
+    own = reals.pseudo
+    if own is None:
+        raise TrainingError(f"arm {arm.name}: no unlabelled image was labelled; give `pseudo` of the real images")
+    stand_ins = np.flatnonzero(~np.isin(reals.labels, own.labels))
+    n_own = len(own.labels)
+    pool = BalancedBatches(np.concatenate([own.labels, reals.labels[stand_ins]]), n, numpy_generator(seed, "pool"))
+    taken = [pool.take() for _ in range(steps)]
+    parts = []
+    if len(stand_ins):
+        again = [stand_ins[rows[rows >= n_own] - n_own] for rows in taken]
+        parts.append(_drawn_reals(reals, again, reals.transforms, derive_seed(seed, "pool transforms")))
+    if n_own:
+        unlabelled = RealImages(own.bank.images, own.labels, own.rows)
+        drawn = [rows[rows < n_own] for rows in taken]
+        parts.append(_drawn_reals(unlabelled, drawn, own.bank, derive_seed(seed, "pseudo transforms")))
+    return parts
+
+
 def _synthetic_counts(policy: MixingPolicy | None, batch: int, steps: int, labels: NDArray[np.int64]) -> list[int]:
     if policy is None:
         return [0] * steps
@@ -150,7 +173,7 @@ def plan_draws(
         arm: which sources it draws from, and how synthetic images are mixed in.
         reals, synthetic: the sources.
         section: steps and batch.
-        real_share: share of each batch from the real pool (`duplicate`, `control`, `paste`), where the arm has one.
+        real_share: share of each batch from the real pool (`duplicate`, `control`, ...), where the arm has one.
         seed: of this fold and repeat, the same for all arms.
     Raises:
         TrainingError: the synthetic pool or the composites are wanted but missing, or no real image is left in a
@@ -179,6 +202,8 @@ def plan_draws(
     parts = [_drawn_reals(reals, drawn, bank, derive_seed(seed, "transforms"))]
     if n_pool and arm.real_pool in PASTING:
         parts.append(_drawn_composites(arm, reals.pasted, n_pool, steps, seed))
+    elif n_pool and arm.real_pool == "pseudo_labelled":
+        parts += _drawn_pseudo_labelled(arm, reals, n_pool, steps, seed)
     elif n_pool:
         pool = BalancedBatches(reals.labels, n_pool, numpy_generator(seed, "pool"))
         mild = reals.mild if arm.real_pool == "control" else None

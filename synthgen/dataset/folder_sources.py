@@ -28,6 +28,7 @@ from synthgen.dataset.raw import (
 )
 from synthgen.errors import LeakError, SourceError
 
+UNLABELLED = "(unlabelled)"
 CSV_COLUMNS = ("path", "label", "split", "group")
 
 
@@ -76,6 +77,21 @@ def open_imagefolder(base: Path, empty_class: Literal["error", "skip"]) -> Sourc
     ]
     kept = [row for row in listed if row.class_name not in empty]
     return _file_source(base, kept, set(n_train) - empty, quarantine)
+
+
+def open_unlabelled(folder: Path) -> Source:
+    """Every file at any depth below `folder`, without a label: its one class is called `UNLABELLED`.
+
+    Raises:
+        SourceError: `folder` is a link or no folder, or holds no file.
+    """
+    if folder.is_symlink() or not folder.is_dir():
+        raise SourceError(f"{folder} is no folder; put the unlabelled images there, or set source.unlabelled: null")
+    quarantine: list[QuarantineRow] = []
+    listed = [_Listed(source, UNLABELLED, None, None) for source in _walk(folder, folder, quarantine)]
+    if not listed:
+        raise SourceError(f"{folder} holds no file; put the unlabelled images there, or set source.unlabelled: null")
+    return _file_source(folder, listed, {UNLABELLED}, quarantine)
 
 
 def _names(names: set[str]) -> str:

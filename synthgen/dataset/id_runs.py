@@ -100,6 +100,24 @@ def find_runs(sources: Sequence[str], likeness: PairLikeness, unlike: NDArray[np
     return IdRuns(gap, everything[all_gaps <= gap], pairs_within(numbers, scopes, gap * NEAR_GAPS))
 
 
+def runs_across(sources: Sequence[str], setting: int | str, gap: int | None) -> Pairs:
+    """(P, 2) links by number between two sets of files of which one was calibrated before.
+
+    Args:
+        sources: N file names of both sets.
+        setting: `prepare.groups.id_gap`; a number holds across all folders, as the user says.
+        gap: what `auto` was found to mean in the set that was calibrated. It holds for both sets only if nearly all
+            numbers are different: else they were counted anew in the other set and mean nothing there.
+    """
+    if isinstance(setting, int):
+        return fixed_runs(sources, setting).pairs
+    numbers, scopes = file_numbers(sources), [""] * len(sources)
+    if setting == "off" or gap is None or not _all_different(numbers, scopes):
+        return np.empty((0, 2), dtype=np.int64)
+    pairs, gaps = consecutive(numbers, scopes)
+    return pairs[gaps <= gap]
+
+
 def _all_different(numbers: NDArray[np.int64], scopes: Sequence[str]) -> bool:
     return len(set(zip(scopes, numbers.tolist(), strict=True))) >= MIN_SHARE_NUMBERED * len(numbers)
 

@@ -5,8 +5,8 @@ pixels. Refuses pairs that merely look alike, as many handwritten ones do: a cop
 nearest other image of its class.
 """
 
-from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain, pairwise
+from collections.abc import Iterator, Sequence
+from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
@@ -173,11 +173,23 @@ def find_copies(
     """
     likeness = PairLikeness(images, "grey", HASH_SIDE, section.correlation_shift)
     thresholds = copy_thresholds(images, class_names, pixel_sha256, likeness)
-    pieces: Iterable[Pairs] = hash_candidates(perceptual_hashes(images), section.perceptual_bits)
-    if sweep:
-        coarse = all_features(images, "grey", COARSE_SIZE // 2 + 1)
-        lowest = float(thresholds.min()) - COARSE_SLACK
-        swept = all_likely_pairs(coarse, section.correlation_shift, lowest, "groups: near-duplicates").pairs
-        pieces = chain(pieces, [swept])
+    pieces = copy_candidates(images, float(thresholds.min()), section, sweep=sweep)
     found = [confirm_copies(images, pairs, thresholds, section.pixel_tolerance, likeness) for pairs in pieces]
     return np.unique(np.concatenate([np.empty((0, 2), dtype=np.int64), *found]), axis=0)
+
+
+def copy_candidates(images: Images, lowest: float, section: GroupsSection, *, sweep: bool) -> Iterator[Pairs]:
+    """Pairs that may be copies, in pieces; a pair may come twice.
+
+    Args:
+        images: (N, S, S, C) uint8.
+        lowest: the lowest correlation that would make a pair a copy.
+        section: prepare.groups.
+        sweep: see `find_copies`.
+    """
+    yield from hash_candidates(perceptual_hashes(images), section.perceptual_bits)
+    if sweep:
+        coarse = all_features(images, "grey", COARSE_SIZE // 2 + 1)
+        yield all_likely_pairs(
+            coarse, section.correlation_shift, lowest - COARSE_SLACK, "groups: near-duplicates"
+        ).pairs

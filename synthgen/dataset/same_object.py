@@ -107,7 +107,7 @@ def link_by_pixels(
     unlike = likeness.score(unlike_pairs(class_names, pixel_sha256, linked)).scores
     threshold = correlation_threshold(section, images.shape[1], unlike)
     result.settings["correlation"] = threshold
-    correlated = _correlated(likeness, threshold, sweep=sweep)
+    correlated = correlated_pairs(likeness, threshold, sweep=sweep)
     near = _near_numbers(runs, likeness, unlike, threshold)
     if section.correlation == "auto":
         result.links["correlation"] = guard.cut(correlated, "correlation")
@@ -161,7 +161,8 @@ def correlation_threshold(section: GroupsSection, size: int, unlike: NDArray[np.
     return threshold if threshold <= HIGHEST_CORRELATION else None
 
 
-def _correlated(likeness: PairLikeness, threshold: float | None, *, sweep: bool) -> Scored:
+def correlated_pairs(likeness: PairLikeness, threshold: float | None, *, sweep: bool) -> Scored:
+    """Pairs whose detail correlates by at least `threshold`; none without a threshold, or where `sweep` is off."""
     if threshold is None or not sweep:
         return Scored(np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.float32))
     images, shift = likeness.images, likeness.shift

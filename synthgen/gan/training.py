@@ -53,7 +53,7 @@ class GanRun:
     Attributes:
         generator: averaged weights of the best tick, in eval mode; discriminator: D's weights of that tick.
         history: one Tick per tick that was kept; classes: one row per class and tick.
-        grids: one (n_classes, N_GRID_PER_CLASS, H, W, C) uint8 array of fixed latents per tick.
+        grids: one (n_shown, N_GRID_PER_CLASS, H, W, C) uint8 array of fixed latents per tick.
         rollbacks: ticks that were taken back.
         best: index in `history` of the tick whose weights these are.
         stopped: why before the budget was spent, or None.
@@ -90,6 +90,7 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
     scratch: Path | None = None,
     description: str = "gan",
     peers: Peers = ALONE,
+    n_shown: int | None = None,
 ) -> GanRun:
     """Trains a class-conditional GAN.
 
@@ -114,6 +115,7 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
         description: for the progress bar and messages.
         peers: processes that train this very GAN together, each calling this function with the same arguments; the
             first alone needs the monitor.
+        n_shown: grids show the labels below it; None: all. A label above is there to be learned from, not to be made.
     Returns:
         the averaged generator and the discriminator of the best tick, and the history; grids in the first process.
     Raises:
@@ -151,7 +153,7 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
         peers=peers,
     )
     game.third = _third_player(boundary, game, labels, tick_length)
-    shown = _Showcase(shape, scene, monitor, seed, device)
+    shown = _Showcase(shape, scene, monitor, seed, device, shape.n_classes if n_shown is None else n_shown)
     run = GanRun(generator, discriminator)
     best = _restore(scratch, game, run)
     _require_same_state(game)
@@ -209,11 +211,13 @@ def train_gan(  # noqa: PLR0915  # the loop is read top to bottom, in one place
 class _Showcase:
     """Samples of fixed latents and fixed content, so that ticks can be compared."""
 
-    def __init__(self, shape: GanShape, scene: Scene, monitor: Monitor | None, seed: int, device: torch.device) -> None:
+    def __init__(
+        self, shape: GanShape, scene: Scene, monitor: Monitor | None, seed: int, device: torch.device, n_shown: int
+    ) -> None:
         # samples for people and monitors are never made from a picture of their own class
         self.scene = scene.for_sampling() if isinstance(scene, FreeScene) else scene
         self.shape, self.monitor, self.seed, self.device = shape, monitor, seed, device
-        self.grid_labels = torch.arange(shape.n_classes).repeat_interleave(N_GRID_PER_CLASS)
+        self.grid_labels = torch.arange(n_shown).repeat_interleave(N_GRID_PER_CLASS)
 
     @torch.no_grad()
     def _samples(self, game: Game, labels: Tensor, name: str) -> tuple[Tensor, Tensor]:
@@ -233,9 +237,9 @@ class _Showcase:
         return torch.cat(made), torch.cat(seen)
 
     def grid(self, game: Game) -> NDArray[np.uint8]:
-        """(n_classes, N_GRID_PER_CLASS, H, W, C) uint8."""
+        """(n_shown, N_GRID_PER_CLASS, H, W, C) uint8."""
         images = to_uint8(self._samples(game, self.grid_labels, "grid")[0])
-        return images.reshape(self.shape.n_classes, -1, *images.shape[1:])
+        return images.reshape(-1, N_GRID_PER_CLASS, *images.shape[1:])
 
     def look(self, tick: Tick, game: Game) -> tuple[Tick, list[ClassTick]]:
         """The tick with what its samples look like, and the classes."""

@@ -103,6 +103,7 @@ def run_adapt(workspace: Workspace, fold: str, slug: str, device: torch.device, 
             scratch=scratch,
             description=f"adapt {fold} {slug}",
             peers=peers,
+            n_shown=len(training.data.slugs),
         )
     except DivergedError as error:
         logger.error("%s; class %s goes on without a generator of its own", error, slug)

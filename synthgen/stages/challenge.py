@@ -14,7 +14,7 @@ import torch
 from synthgen.artifacts import atomic_folder, write_json
 from synthgen.classifier.arms import BEST, ArmSpec, classical_arm, describe, searched_arm, split_arm
 from synthgen.classifier.job_cache import kept_predictions
-from synthgen.classifier.jobs import fold_jobs, run_jobs, worker_count
+from synthgen.classifier.jobs import count_pseudo_labels, fold_jobs, run_jobs, worker_count
 from synthgen.classifier.training import SyntheticImages
 from synthgen.config import POLICIES, SEARCHED_POLICY
 from synthgen.dataset.mixing import MixingPolicy, build_policy, policy_record
@@ -64,6 +64,8 @@ def run_challenge(workspace: Workspace, arm_name: str, device: torch.device, n_w
     jobs = [job for fold in folds for job in fold_jobs(data, arms[fold], fold, config.evaluate.repeats, crossfit=False)]
     with kept_predictions(workspace.root, arm_name) as scratch:
         predictions = run_jobs(jobs, context, n_workers=workers, description=f"challenge {arm_name}", scratch=scratch)
+        for fold, counts in count_pseudo_labels(jobs, context, scratch).items():
+            details[fold] |= counts
         with atomic_folder(workspace.evaluation(arm_name)) as partial:
             save_predictions(partial / "predictions.parquet", predictions)
             write_json(

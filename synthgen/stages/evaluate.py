@@ -8,7 +8,7 @@ import torch
 from synthgen.artifacts import atomic_folder, write_json
 from synthgen.classifier.arms import classical_arm
 from synthgen.classifier.job_cache import kept_predictions
-from synthgen.classifier.jobs import fold_jobs, run_jobs, worker_count
+from synthgen.classifier.jobs import count_pseudo_labels, fold_jobs, run_jobs, worker_count
 from synthgen.classifier.pasted_pool import describe_regions
 from synthgen.dataset.predictions import save_predictions
 from synthgen.dataset.prepared import load_prepared
@@ -22,7 +22,7 @@ def run_evaluate(workspace: Workspace, arm_name: str, device: torch.device, n_wo
     """Trains and predicts one classical arm.
 
     Raises:
-        ConfigError: no such arm.
+        ConfigError: no such arm, or one that needs unlabelled images where there are none.
         TrainingError: see `train_classifier`.
     """
     arm = classical_arm(arm_name)
@@ -35,6 +35,7 @@ def run_evaluate(workspace: Workspace, arm_name: str, device: torch.device, n_wo
     jobs = [job for fold in folds for job in fold_jobs(data, arm, fold, section.repeats, section.crossfit)]
     with kept_predictions(workspace.root, arm_name) as scratch:
         predictions = run_jobs(jobs, context, n_workers=workers, description=f"evaluate {arm_name}", scratch=scratch)
+        pseudo = count_pseudo_labels(jobs, context, scratch)
         with atomic_folder(workspace.evaluation(arm_name)) as partial:
             save_predictions(partial / "predictions.parquet", predictions)
             write_json(
@@ -43,7 +44,9 @@ def run_evaluate(workspace: Workspace, arm_name: str, device: torch.device, n_wo
                     "schema": SCHEMA,
                     "arm": arm_name,
                     "description": arm.description,
-                    "folds": {fold: {"arm": arm_name, **regions.get(fold, {})} for fold in folds},
+                    "folds": {
+                        fold: {"arm": arm_name, **regions.get(fold, {}), **pseudo.get(fold, {})} for fold in folds
+                    },
                     "repeats": section.repeats,
                 },
             )

@@ -38,6 +38,7 @@ from synthgen.stages.survey import (
     survey_source,
 )
 from synthgen.stages.translation import check_generator, check_sources
+from synthgen.stages.unlabelled import check_unlabelled
 from synthgen.stages.workspace import Workspace
 from synthgen.versions import VERSIONS
 
@@ -58,6 +59,7 @@ def run_plan(workspace: Workspace, *, reassign: bool = False) -> Plan:
     """
     config = workspace.config
     check_arms(config)
+    check_unlabelled(config)
     check_generator(config)
     check_params_complete(config, workspace.root)
     previous = {} if reassign else known_images(workspace)
@@ -99,12 +101,13 @@ def check_arms(config: Config) -> None:
 
 
 def with_search(plan: Plan, config: Config) -> Plan:
-    """The plan with the stage `search` in it if an arm of `challenge.arms` is searched for."""
+    """The plan with what is asked for beside the data: the stage `search`, and unlabelled images in `pretrain`."""
     wanted = bool(config.challenge.searched_arms)
     return plan.model_copy(
         update={
             "search_runs": [SEARCH_RUN] if wanted else [],
             "searched_policies": SEARCH_RESULT if wanted else NOTHING_SEARCHED,
+            "unlabelled_in_pretrain": config.pretrain.unlabelled,
         }
     )
 

@@ -19,10 +19,12 @@ from synthgen.dataset.folds import KnownImage, read_folds
 from synthgen.dataset.masks import FoundMasks, gather_masks
 from synthgen.dataset.prepared import MASKS_SUFFIX, PreparedData, mask_sha256, save_manifest
 from synthgen.dataset.raw import QuarantineRow
+from synthgen.dataset.unlabelled import write_unlabelled_index
 from synthgen.errors import ConfigError, PlanError
 from synthgen.records import PLAN_COMMAND, ClassPlan, Plan
-from synthgen.stages.plan import build_plan, known_images
+from synthgen.stages.plan import build_plan, known_images, with_search
 from synthgen.stages.survey import Survey, count_groups, count_images, scratch_folder, survey_source
+from synthgen.stages.unlabelled import FoundUnlabelled, gather_unlabelled
 from synthgen.stages.workspace import Workspace
 
 SCHEMA = 1
@@ -46,9 +48,12 @@ def run_prepare(workspace: Workspace) -> None:
     mask_folder = find_mask_folder(config, workspace.root)
     with scratch_folder(workspace.root) as scratch:
         survey = survey_source(config, workspace.root, previous, scratch)
-        refuse_stale_plan(plan, build_plan(config.plan, survey), read_folds(workspace.folds_file), survey)
+        refuse_stale_plan(
+            plan, with_search(build_plan(config.plan, survey), config), read_folds(workspace.folds_file), survey
+        )
+        unlabelled = gather_unlabelled(config, workspace.root, survey, scratch)
         with atomic_folder(workspace.prepared) as folder:
-            write_prepared(folder, survey, plan, config, mask_folder)
+            write_prepared(folder, survey, plan, config, mask_folder, unlabelled)
 
 
 def find_mask_folder(config: Config, root: Path) -> Path | None:
@@ -112,6 +117,10 @@ def refuse_stale_plan(plan: Plan, fitting: Plan, previous: dict[str, KnownImage]
         if names:
             more = ", ..." if len(names) > NAMED else ""
             differences.append(f"{len(names)} {what}: {', '.join(names[:NAMED])}{more}")
+    if plan.unlabelled_in_pretrain != fitting.unlabelled_in_pretrain:
+        differences.append(
+            f"pretrain.unlabelled: plan {plan.unlabelled_in_pretrain}, now {not plan.unlabelled_in_pretrain}"
+        )
     if differences:
         raise PlanError(
             f"plan.yaml and folds.csv no longer fit the raw data and params.yaml: {'; '.join(differences)}. "
@@ -132,13 +141,21 @@ def _class_differences(slug: str, old: ClassPlan | None, new: ClassPlan | None) 
     return [f"class {slug}: {key} {before[key]} -> {after[key]}" for key in before if before[key] != after[key]]
 
 
-def write_prepared(folder: Path, survey: Survey, plan: Plan, config: Config, mask_folder: Path | None = None) -> None:
+def write_prepared(
+    folder: Path,
+    survey: Survey,
+    plan: Plan,
+    config: Config,
+    mask_folder: Path | None = None,
+    unlabelled: FoundUnlabelled | None = None,
+) -> None:
     """Writes images, masks, manifest, quarantine list, summary and fold indexes into the empty `folder`.
 
     Args:
         folder: to write to.
         survey, plan, config: what is prepared, and how.
         mask_folder: of the user's masks; None writes none.
+        unlabelled: images without a label, if the user has any.
     Raises:
         SourceError: `mask_folder` holds a mask for none of the images.
     """
@@ -169,6 +186,8 @@ def write_prepared(folder: Path, survey: Survey, plan: Plan, config: Config, mas
         },
     )
     quarantine = survey.quarantine if found is None else _with_masks(survey.quarantine, found, config)
+    if unlabelled is not None:
+        quarantine = unlabelled.quarantined(quarantine)
     with (folder / "quarantine.csv").open("w", encoding="utf-8", newline="") as stream:
         writer = csv.writer(stream, lineterminator="\n")
         writer.writerow(["source", "reason", "detail"])
@@ -177,6 +196,8 @@ def write_prepared(folder: Path, survey: Survey, plan: Plan, config: Config, mas
     if found is not None:
         summary["masks"] = _write_masks(folder / "masks.npy", found, slugs, images.shape[:3])
         masks = np.load(folder / "masks.npy", mmap_mode="r")
+    if unlabelled is not None:
+        summary["unlabelled"] = unlabelled.write(folder)
     (folder / "summary.json").write_text(canonical_json(summary), encoding="utf-8")
     data = PreparedData(
         images=images,
@@ -193,6 +214,8 @@ def write_prepared(folder: Path, survey: Survey, plan: Plan, config: Config, mas
     )
     for fold in plan.folds:
         _write_index(folder / "folds" / fold, data, fold)
+        if unlabelled is not None and plan.unlabelled_in_pretrain:
+            write_unlabelled_index(folder / "folds" / fold, unlabelled.digests)
 
 
 def _copy_images(images: NDArray[np.uint8], rows: NDArray[np.int64], path: Path) -> NDArray[np.uint8]:

@@ -52,7 +52,8 @@ def sizes_table(workspace: Workspace) -> Table:
     """Parameters of each network and how long each is trained."""
     config, plan = workspace.config, workspace.plan
     prepare, n_classes = config.prepare, len(plan.slugs)
-    shape = GanShape.of(config.pretrain.network, prepare.image_size, prepare.channels, n_classes)
+    n_labels = n_classes + config.pretrain.unlabelled
+    shape = GanShape.of(config.pretrain.network, prepare.image_size, prepare.channels, n_labels)
     classifier = build_classifier(
         config.classifier.network, prepare.image_size, prepare.channels, n_classes, config.classifier.width
     )

@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping
+from concurrent.futures import Executor
 from pathlib import Path
 
 import numpy as np
@@ -10,12 +11,15 @@ from numpy.typing import NDArray
 
 from synthgen.classifier.arms import PASTING, ArmSpec
 from synthgen.classifier.jobs import TrainingContext, process_pool
+from synthgen.classifier.pseudo_labels import UnlabelledPool
 from synthgen.classifier.training import SyntheticImages
 from synthgen.dataset.mixing import MixingPolicy
 from synthgen.dataset.pasted_pool import PasteRules
 from synthgen.dataset.pasting import PasteRanges
 from synthgen.dataset.prepared import PreparedData, pixel_sha256
 from synthgen.dataset.transforms import Policy, TransformBank, render_bank
+from synthgen.dataset.unlabelled import load_unlabelled
+from synthgen.errors import ConfigError
 from synthgen.records import FINAL
 from synthgen.stages.workspace import Workspace
 
@@ -68,7 +72,12 @@ def build_context(
     n_workers: int,
     thinnest: Mapping[int, float] | None = None,
 ) -> TrainingContext:
-    """Verifies the images, renders what the arms need, and puts it together; `thinnest`: see `variant_counts`."""
+    """Verifies the images, renders what the arms need, and puts it together; `thinnest`: see `variant_counts`.
+
+    Raises:
+        ArtifactError: a prepared image was altered.
+        ConfigError: an arm that needs unlabelled images where there are none.
+    """
     config = workspace.config
     section = config.evaluate
     images = data.verified(np.arange(len(data.labels), dtype=np.int64))
@@ -78,7 +87,10 @@ def build_context(
     n_draws = config.classifier.steps * config.classifier.batch
     counts = variant_counts(data, workspace.plan.measured_folds, n_draws, thinnest)
     banks: dict[str, TransformBank] = {}
+    unlabelled: UnlabelledPool | None = None
     with process_pool(n_workers) as executor:
+        if any(arm.real_pool == "pseudo_labelled" for arm in arms):
+            unlabelled = _unlabelled_pool(workspace, executor, 4 * n_workers)
         for policy in policies_of(arms):
             banks[policy] = render_bank(
                 images[pool],
@@ -103,7 +115,34 @@ def build_context(
         seed=config.seed,
         device=device,
         paste=_paste_rules(workspace, data) if any(arm.real_pool in PASTING for arm in arms) else None,
+        unlabelled=unlabelled,
     )
+
+
+def _unlabelled_pool(workspace: Workspace, executor: Executor | None, n_chunks: int) -> UnlabelledPool:
+    """Every unlabelled image with enough variants for the pool's draws, were they spread over all of them."""
+    config = workspace.config
+    found = load_unlabelled(workspace.prepared)
+    if found is None:
+        raise ConfigError(
+            "the arm pseudo_labelled needs images without a label, and data/prepared has none; name a folder of them "
+            "in source.unlabelled, or take the arm out of evaluate.arms and challenge.arms"
+        )
+    images = found.verified()
+    n_draws = config.classifier.steps * round(config.evaluate.share * config.classifier.batch)
+    counts = np.full(len(images), max(1, math.ceil(n_draws / len(images))), dtype=np.int64)
+    bank = render_bank(
+        images,
+        found.sha256.tolist(),
+        counts,
+        "classical",
+        config.transforms,
+        seed=config.seed,
+        cache=workspace.root / Path(BANK_FOLDER),
+        executor=executor,
+        n_chunks=n_chunks,
+    )
+    return UnlabelledPool(images, found.sha256, bank)
 
 
 def _paste_rules(workspace: Workspace, data: PreparedData) -> PasteRules:

@@ -18,6 +18,7 @@ from synthgen.dataset.acceptance import SHARD_SUFFIX, Acceptance, read_acceptanc
 from synthgen.dataset.prepared import load_prepared
 from synthgen.dataset.provenance import Provenance, read_provenance
 from synthgen.dataset.shards import REAL, SYNTHETIC, iter_rows
+from synthgen.dataset.unlabelled import load_unlabelled
 from synthgen.errors import ArtifactError, SynthgenError
 from synthgen.progress import track
 from synthgen.records import FINAL
@@ -198,7 +199,8 @@ def _look_at_pixels(folder: Path) -> int:
     data = load_prepared(folder)
     for first in range(0, len(data.labels), ROWS_AT_ONCE):
         data.verified(np.arange(first, min(first + ROWS_AT_ONCE, len(data.labels)), dtype=np.int64))
-    return len(data.labels)
+    unlabelled = load_unlabelled(folder)
+    return len(data.labels) + (0 if unlabelled is None else len(unlabelled.verified()))
 
 
 def _look_at_generator(folder: Path, digests: dict[Path, str]) -> int:

@@ -9,6 +9,7 @@ from synthgen.classifier.arms import CLASSICAL_ARMS, PASTING, ArmSpec, challenge
 from synthgen.classifier.losses import arm_loss
 from synthgen.classifier.networks import build_classifier, count_parameters, last_layer
 from synthgen.classifier.prediction import extract_features, predict_logits
+from synthgen.classifier.pseudo_labels import PseudoLabelled
 from synthgen.classifier.training import (
     Draws,
     RealImages,
@@ -49,7 +50,9 @@ def _blobs(counts: tuple[int, ...], seed: int = 0) -> tuple[np.ndarray, np.ndarr
 def _reals(counts: tuple[int, ...] = (30, 20, 10, 5)) -> RealImages:
     images, labels = _blobs(counts)
     bank = TransformBank(np.repeat(images, 3, axis=0), np.arange(0, 3 * len(labels) + 1, 3))
-    return RealImages(images, labels, np.arange(len(labels)), transforms=bank, mild=bank)
+    unlabelled, given = _blobs((6, 6, 6), seed=3)  # nobody was sure of an image of the last class
+    pseudo = PseudoLabelled(np.arange(18), given, TransformBank(unlabelled, np.arange(19)))
+    return RealImages(images, labels, np.arange(len(labels)), transforms=bank, mild=bank, pseudo=pseudo)
 
 
 def _synthetic() -> SyntheticImages:

@@ -197,3 +197,13 @@ def test_a_search_is_told_with_its_choice_gain_and_cost_and_only_where_there_was
     ):
         assert fact in page, fact
     assert "<b>mine" not in page
+
+
+def test_unlabelled_images_are_counted_with_what_was_left_out(content: ReportContent) -> None:
+    plain = render_page(content)
+    assert "unlabelled" not in Document(plain).words
+    told = {"sha256": "0", "n_images": 12, "n_dropped": {"labelled_copy": 3, "<b>": 1}}
+    page = render_page(dataclasses.replace(content, summary={**content.summary, "unlabelled": told}))
+    words = Document(page).words
+    assert "Beside them 12 unlabelled images; of their folder were left out: 3 × labelled_copy, 1 × <b>." in words
+    assert "<b>" not in page

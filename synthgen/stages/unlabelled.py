@@ -1,0 +1,143 @@
+"""`source.unlabelled` in `plan` and `prepare`: where the folder may lie, and who may ask for it.
+
+Owns the checks of params.yaml and the scan of that folder. What may be used of it is `synthgen.dataset.unlabelled`'s.
+"""
+
+from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath
+from typing import Any
+
+from synthgen.classifier.arms import needs_unlabelled
+from synthgen.config import Config
+from synthgen.dataset.folder_sources import open_unlabelled
+from synthgen.dataset.raw import QuarantineRow
+from synthgen.dataset.scan import Scan, scan_source
+from synthgen.dataset.unlabelled import FOLDER, Usable, find_usable, write_unlabelled
+from synthgen.errors import ConfigError, SourceError
+from synthgen.stages.survey import Survey
+
+NOISE_ARCHITECTURES = ("resnet", "dcgan", "style")
+"""Those whose generator starts from latents and a label alone."""
+
+
+def check_unlabelled(config: Config) -> None:
+    """Looks at `source.unlabelled`, and at what asks for it, before anything is read.
+
+    The folder has to lie inside `source.path`: dvc.yaml watches that one and no other.
+
+    Raises:
+        ConfigError: something needs unlabelled images and there are none; or the folder lies elsewhere, would be read
+            as a class, or holds the masks or lies among them.
+    """
+    given = config.source.unlabelled
+    asking = [
+        f"{key}: {name}"
+        for key, names in (("evaluate.arms", config.evaluate.arms), ("challenge.arms", config.challenge.arms))
+        for name in names
+        if needs_unlabelled(name.partition("+")[0])
+    ]
+    if config.pretrain.unlabelled:
+        _check_pretrain(config)
+        asking.append("pretrain.unlabelled: true")
+    if given is None:
+        if asking:
+            raise ConfigError(
+                f"{asking[0]} needs images without a label, and source.unlabelled is null; name a folder of them "
+                f"inside source.path, such as {config.source.path}/.unlabelled, or remove it"
+            )
+        return
+    folder, raw = PurePosixPath(given), PurePosixPath(config.source.path)
+    said = f"source.unlabelled {given!r}"
+    if not folder.is_relative_to(raw) or folder == raw or ".." in folder.parts:
+        raise ConfigError(
+            f"{said} does not lie inside source.path {config.source.path!r}, the folder that `dvc repro` watches; move "
+            f"the images to {(raw / '.unlabelled').as_posix()}"
+        )
+    first = folder.relative_to(raw).parts[0]
+    if config.source.type == "imagefolder" and not first.startswith("."):
+        raise ConfigError(
+            f"{said} would be read as the class {first!r}; give the folder a name with a dot before it, as in "
+            f"{(raw / '.unlabelled').as_posix()}"
+        )
+    masks = None if config.prepare.masks is None else PurePosixPath(config.prepare.masks)
+    if masks is not None and (masks.is_relative_to(folder) or folder.is_relative_to(masks)):
+        raise ConfigError(f"{said} and prepare.masks {config.prepare.masks!r} overlap; give each a folder of its own")
+
+
+def _check_pretrain(config: Config) -> None:
+    architecture = config.pretrain.network.architecture
+    if architecture not in NOISE_ARCHITECTURES:
+        raise ConfigError(
+            f"pretrain.unlabelled: {architecture} starts from pictures of known classes, and nobody knows those of "
+            f"unlabelled ones; use {', '.join(NOISE_ARCHITECTURES)}, or set pretrain.unlabelled: false"
+        )
+    if config.plan.strategy == "scratch":
+        raise ConfigError(
+            "pretrain.unlabelled: plan.strategy scratch trains no shared GAN that could see unlabelled images; use "
+            "adapted or shared, or set pretrain.unlabelled: false"
+        )
+
+
+@dataclass(frozen=True)
+class FoundUnlabelled:
+    """The scanned folder, and which of its images may be used.
+
+    Attributes:
+        scan: every readable picture.
+        usable: rows of `scan`, and those dropped.
+        inside: the folder's path below `source.path`.
+    """
+
+    scan: Scan
+    usable: Usable
+    inside: PurePosixPath
+
+    def quarantined(self, quarantine: list[QuarantineRow]) -> list[QuarantineRow]:
+        """`quarantine` with what is not used of the folder, by names inside `source.path`; the folder leaves it."""
+        kept = [row for row in quarantine if (row.source, row.reason) != (self.inside.parts[0], "hidden")]
+        aside = [*self.scan.quarantine, *self.usable.dropped]
+        return sorted([*kept, *(replace(row, source=(self.inside / row.source).as_posix()) for row in aside)])
+
+    @property
+    def digests(self) -> list[str]:
+        """Pixel sha256 of the images that may be used, in their order."""
+        return [self.scan.pixel_sha256[row] for row in self.usable.rows]
+
+    def write(self, prepared: Path) -> dict[str, Any]:
+        """Writes them below the prepared folder; what summary.json says."""
+        return write_unlabelled(prepared / FOLDER, self.scan, self.usable)
+
+
+def gather_unlabelled(config: Config, root: Path, survey: Survey, scratch: Path) -> FoundUnlabelled | None:
+    """Reads the folder as labelled images are read, and drops what shows an object of one of those.
+
+    Args:
+        config: params.yaml.
+        root: the project folder.
+        survey: of the labelled images.
+        scratch: folder for the scanned images; they stay readable while it exists.
+    Returns:
+        None where `source.unlabelled` is null.
+    Raises:
+        ConfigError: see `check_unlabelled`.
+        SourceError: no folder, no image in it that can be used, or too many of them.
+    """
+    check_unlabelled(config)
+    if config.source.unlabelled is None:
+        return None
+    folder = root / config.source.unlabelled
+    try:
+        # a class without an image is an error here: the folder has one class
+        section = config.prepare.model_copy(update={"empty_class": "error"})
+        scan = scan_source(open_unlabelled(folder), section, scratch / "unlabelled.npy")
+    except SourceError as error:
+        raise SourceError(f"source.unlabelled: {error}") from error
+    usable = find_usable(survey.scan, scan, config.prepare.groups, survey.grouping_settings)
+    if not len(usable.rows):
+        row = usable.dropped[0]
+        raise SourceError(
+            f"source.unlabelled: none of the {len(scan.sources)} images in {folder} can be used, first {row.source!a}: "
+            f"{row.reason} ({row.detail}). Bring pictures of objects that no labelled image shows, or set "
+            "source.unlabelled: null"
+        )
+    return FoundUnlabelled(scan, usable, PurePosixPath(config.source.unlabelled).relative_to(config.source.path))
