@@ -1,11 +1,11 @@
-"""What each rule of selection is worth: `python benchmarks/selection_ablation.py SET [--splits 0 1] [--write]`.
+"""What strategies, policies and rules of selection are worth: `python benchmarks/ablation.py SET [--splits 0 1]`.
 
 Each split of a set of benchmarks/gain.py is brought to its GANs once, in the same project folder and ledger: what
 stands there is used, what is made here serves gain.py. Of the classical arms only `BASES` are trained; `best` is the
-best of those. Then every variant of the section `synthesize` samples from these GANs in a project of its own (hard
-links), and `ARMS` are trained on what it accepts: the same candidates, weights and repeats in all variants, so
-differences are paired. A killed run goes on where it stopped. Numbers go to benchmarks/results/gain/selection_SET.json,
-the table is printed, or with --write put into docs/results.md; `--splits` without numbers makes the table alone.
+best of those. Then every variant goes on from these GANs in a project of its own (hard links): it changes one thing,
+samples, and `ARMS` are trained on what it accepts, with the same weights and repeats in all variants, so differences
+are paired. A killed run goes on where it stopped. Numbers go to benchmarks/results/gain/ablation_SET.json, the table is
+printed, or with --write put into docs/results.md; `--splits` without numbers makes the table alone.
 """
 
 import argparse
@@ -29,6 +29,7 @@ from synthgen.artifacts import digest_of, write_json
 from synthgen.dataset.acceptance import read_acceptance
 from synthgen.device import resolve_device
 from synthgen.errors import SynthgenError
+from synthgen.stages.adapt import run_adapt
 from synthgen.stages.challenge import run_challenge
 from synthgen.stages.synthesize import run_synthesize
 from synthgen.stages.workspace import Workspace
@@ -44,18 +45,25 @@ OFF: dict[str, Any] = {
     "min_density": 0.0,
     "oversample": 3.0,  # of all variants, so that all judge the same candidates and strict ones find enough
 }
-VARIANTS: dict[str, dict[str, Any]] = {
+VARIANTS: dict[str, dict[str, dict[str, Any]]] = {
     NONE: {},
-    "agreement_50": {"min_agreement": 0.5},
-    "agreement_90": {"min_agreement": 0.9},
-    "copies_80": {"min_nearest_ratio": 0.8},
-    "far_150": {"max_nearest_ratio": 1.5},
-    "density_20": {"min_density": 0.2},
-    "band_50_90": {"min_agreement": 0.5, "max_agreement": 0.9},
+    "agreement_50": {"synthesize": {"min_agreement": 0.5}},
+    "agreement_90": {"synthesize": {"min_agreement": 0.9}},
+    "copies_80": {"synthesize": {"min_nearest_ratio": 0.8}},
+    "far_150": {"synthesize": {"max_nearest_ratio": 1.5}},
+    "density_20": {"synthesize": {"min_density": 0.2}},
+    "band_50_90": {"synthesize": {"min_agreement": 0.5, "max_agreement": 0.9}},
+    "between_reals": {"synthesize": {"latents": "between_reals"}},
+    "boundary": {"adapt": {"boundary": {}}},
+    "shared": {"policy": {"pool": "shared"}},
+    "blend_mixup": {"policy": {"blend": "mixup"}},
+    "blend_cutmix": {"policy": {"blend": "cutmix"}},
 }
-"""Rules one by one. agreement_50 is the default; that of min_nearest_ratio, 0.1, leaves out too little on the digits to
-be measured. Thresholds were set by how much they leave out on split 0, before any recall was seen."""
-log = logging.getLogger("selection")
+"""One thing changed in each: rules of selection (agreement_50 is the default; that of min_nearest_ratio, 0.1, leaves
+out too little on the digits to be measured), then strategies, then the policy `synthetic`. Thresholds were set by how
+much they leave out on split 0, before any recall was seen."""
+SHARE = 0.25
+log = logging.getLogger("ablation")
 
 
 def _change_params(source: Path, target: Path, changes: dict[str, dict[str, Any]]) -> None:
@@ -97,13 +105,13 @@ def link_base(base: Path, folder: Path, arms: list[str]) -> None:
             shutil.copytree(base / name, folder / name, copy_function=_link_or_copy)
 
 
-def run_variant(base: Path, folder: Path, changes: dict[str, Any], device: torch.device) -> None:
-    """Samples with one variant of `synthesize` and trains `ARMS` on what it accepts.
+def run_variant(base: Path, folder: Path, changes: dict[str, dict[str, Any]], device: torch.device) -> None:
+    """Adapts and samples with one variant and trains `ARMS` on what it accepts.
 
     Args:
         base: project with its GANs; only read.
         folder: the variant's project; made, or gone on with.
-        changes: keys of `synthesize` that differ from `OFF`.
+        changes: keys of `synthesize` that differ from `OFF`, of `adapt`, and of the `policy` of the arms.
         device: to train on.
     """
     folder.mkdir(parents=True, exist_ok=True)
@@ -111,7 +119,15 @@ def run_variant(base: Path, folder: Path, changes: dict[str, Any], device: torch
     _change_params(
         base / "params.yaml",
         folder / "params.yaml",
-        {"synthesize": {**OFF, **changes}, "evaluate": {"arms": arms}, "challenge": {"arms": list(ARMS)}},
+        {
+            "synthesize": {**OFF, **changes.get("synthesize", {})},
+            "adapt": changes.get("adapt", {}),
+            "evaluate": {"arms": arms},
+            "challenge": {
+                "arms": list(ARMS),
+                "policies": {"synthetic": {"share": SHARE, **changes.get("policy", {})}},
+            },
+        },
     )
     for name in ("plan.yaml", "folds.csv"):
         shutil.copy(base / name, folder / name)
@@ -125,11 +141,19 @@ def run_variant(base: Path, folder: Path, changes: dict[str, Any], device: torch
     shared = [config["seed"], config["transforms"], config["classifier"], versions["classifier"]]
     sampled = []
     for fold in workspace.plan.measured_folds:
+        adapted = [f"adapt {fold} {slug}" for slug in workspace.plan.adapt_slugs if "adapt" in changes]
+        for name in adapted:
+            ledger.run(
+                name,
+                [config["adapt"], config["pretrain"], versions["gan"]],
+                ["base"],
+                lambda fold=fold, name=name: run_adapt(workspace, fold, name.split()[-1], device),
+            )
         sampled.append(f"synthesize {fold}")
         ledger.run(
             sampled[-1],
             [shared, config["synthesize"], versions["gan"], versions["selection"]],
-            ["base"],
+            ["base", *adapted],
             lambda fold=fold: run_synthesize(workspace, fold, device),
         )
     for arm in ARMS:
@@ -167,7 +191,7 @@ def accepted_counts(workspace: Workspace) -> dict[str, Any]:
 
 def keep_numbers(one: GainSet, split: int, variant: str, folder: Path) -> None:
     """Puts the numbers of one variant of one split into the results; all others stay as they are."""
-    path = RESULTS / f"selection_{one.name}.json"
+    path = RESULTS / f"ablation_{one.name}.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"variants": {}}
     workspace = Workspace(folder)
     config = workspace.config.model_dump(mode="json")
@@ -194,17 +218,16 @@ def table(one: GainSet, record: dict[str, Any]) -> str:
     """Markdown: how much each variant keeps, and its paired differences to `none`, arm by arm."""
     splits = common_splits(record)
     if not splits:
-        return (
-            f"{one.title}: no split has all variants yet; run `python benchmarks/selection_ablation.py {one.name}`.\n"
-        )
+        return f"{one.title}: no split has all variants yet; run `python benchmarks/ablation.py {one.name}`.\n"
     rows = {name: {split: record["variants"][name]["splits"][split] for split in splits} for name in VARIANTS}
     units = {name: read_units({"scarce": record["scarce"], "splits": own}) for name, own in rows.items()}
     n_intervals = 2 * len(ARMS) * (len(VARIANTS) - 1)
     lines = [
-        f"{one.title}: {len(splits)} of {one.n_splits} splits. All variants judge the same candidates. `best` is the "
+        f"{one.title}: {len(splits)} of {one.n_splits} splits. Those that change rules alone judge the same "
+        "candidates. `best` is the "
         f"best of {', '.join(f'`{arm}`' for arm in BASES if arm in units[NONE].recall)}, cross-fitted in the split.",
         "",
-        "| variant | rules that are on | kept, scarce classes | kept, others | images of a scarce class | refused |",
+        "| variant | what it changes | kept, scarce classes | kept, others | images of a scarce class | refused |",
         "| --- | --- | --- | --- | --- | --- |",
         *(_count_row(name, [entry["counts"] for entry in rows[name].values()]) for name in VARIANTS),
     ]
@@ -218,7 +241,7 @@ def table(one: GainSet, record: dict[str, Any]) -> str:
         "",
         f"{n_intervals} intervals of 95 %: where no rule does anything, about {n_intervals / 20:.1f} of them leave out "
         f"0. Time of the variants: {seconds / 60 / len(splits):.1f} minutes a split. Again: "
-        f"`python benchmarks/selection_ablation.py {one.name} --write`.",
+        f"`python benchmarks/ablation.py {one.name} --write`.",
     ]
     return "\n".join(lines) + "\n"
 
@@ -231,11 +254,15 @@ def _count_row(name: str, counts: list[dict[str, Any]]) -> str:
         judged = total(side, "candidates")
         return f"{100 * total(side, 'kept') / judged:.1f} %" if judged else "–"
 
-    rules = ", ".join(f"{key} {value}" for key, value in VARIANTS[name].items()) or "none"
+    rules = "; ".join(
+        f"{section}: {', '.join(f'{key} {value}' if value else key for key, value in values.items())}"
+        for section, values in VARIANTS[name].items()
+    )
     images = total("scarce", "accepted") / max(1, total("scarce", "classes"))
     n_classes = total("scarce", "classes") + total("others", "classes")
     refused = f"{total('scarce', 'refused') + total('others', 'refused')} of {n_classes}"
-    return f"| `{name}` | {rules} | {share('scarce')} | {share('others')} | {images:.0f} | {refused} |"
+    kept = f"{share('scarce')} | {share('others')}"
+    return f"| `{name}` | {rules or 'nothing; no rule is on'} | {kept} | {images:.0f} | {refused} |"
 
 
 def _arm_rows(arm: str, units: dict[str, Units], one: GainSet) -> list[str]:
@@ -273,15 +300,15 @@ def main() -> None:
             make_base(one, split, base, device)
             for name, changes in VARIANTS.items():
                 log.info("%s, split %d, %s", one.name, split, name)
-                folder = base.with_name(f"selection-{split}") / name
+                folder = base.with_name(f"ablation-{split}") / name
                 run_variant(base, folder, changes, device)
                 keep_numbers(one, split, name, folder)
         except SynthgenError as error:
             sys.exit(f"{one.name}, split {split}: {error}")
-    path = RESULTS / f"selection_{one.name}.json"
+    path = RESULTS / f"ablation_{one.name}.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"variants": {}}
     if arguments.write:
-        write_tables({f"selection_{one.name}": table(one, record)})
+        write_tables({f"ablation_{one.name}": table(one, record)})
     else:
         sys.stdout.write(table(one, record))
 

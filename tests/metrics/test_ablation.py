@@ -1,4 +1,4 @@
-"""selection_ablation: pairing, counts and the variants' projects. Nothing is trained."""
+"""ablation: pairing, counts and the variants' projects. Nothing is trained."""
 
 import importlib
 from pathlib import Path
@@ -35,7 +35,7 @@ def measured(value):
 
 def ablation_record(script):
     """All variants on three splits; the n-th is better than `none` by n, 2n, 3n points."""
-    ablation = script("selection_ablation")
+    ablation = script("ablation")
     variants = {}
     for place, name in enumerate(ablation.VARIANTS):
         splits = {}
@@ -58,7 +58,7 @@ def ablation_record(script):
 def test_variants_are_paired_to_none_on_the_splits_that_all_have(script):
     from scipy.stats import ttest_1samp
 
-    ablation, one = script("selection_ablation"), script("gain_sets").SETS["mnist_develop_n10"]
+    ablation, one = script("ablation"), script("gain_sets").SETS["mnist_develop_n10"]
     found = ablation_record(script)
     text = ablation.table(one, found)
     differences = np.array([0.01, 0.02, 0.03])  # of the second variant, split by split
@@ -67,7 +67,7 @@ def test_variants_are_paired_to_none_on_the_splits_that_all_have(script):
     second = [line for line in text.splitlines() if line.startswith("| `agreement_50` | 69.67 |")]
     assert len(second) == len(ablation.ARMS)
     assert all(shown in line for line in second)
-    assert "| `none` | none | 90.0 % | 90.0 % | 90 | 0 of 6 |" in text
+    assert "| `none` | nothing; no rule is on | 90.0 % | 90.0 % | 90 | 0 of 6 |" in text
     assert "3 of 10 splits" in text
 
     del found["variants"]["band_50_90"]["splits"]["1"]
@@ -76,21 +76,27 @@ def test_variants_are_paired_to_none_on_the_splits_that_all_have(script):
     assert "no split has all variants yet" in ablation.table(one, {"variants": {}})
 
 
-def test_each_variant_is_a_valid_section_and_only_its_own_rules_are_on(script):
-    from synthgen.config import SynthesizeSection
+def test_each_variant_is_valid_and_changes_one_thing(script):
+    from synthgen.config import AdaptSection, MixingSection, SynthesizeSection
 
-    ablation = script("selection_ablation")
-    off = SynthesizeSection(**ablation.OFF)
+    ablation = script("ablation")
+    defaults = {
+        "synthesize": SynthesizeSection(**ablation.OFF),
+        "adapt": AdaptSection(),
+        "policy": MixingSection(share=ablation.SHARE),
+    }
     for name, changes in ablation.VARIANTS.items():
-        section = SynthesizeSection(**{**ablation.OFF, **changes})
-        differing = {key for key in SynthesizeSection.model_fields if getattr(section, key) != getattr(off, key)}
-        assert differing == set(changes), name
-    assert ablation.VARIANTS[ablation.NONE] == {}
-    assert ablation.VARIANTS["agreement_50"]["min_agreement"] == SynthesizeSection().min_agreement
+        assert len(changes) == (name != ablation.NONE)
+        for kind, values in changes.items():
+            before = defaults[kind]
+            after = type(before).model_validate({**before.model_dump(), **values})
+            differing = {key for key in type(before).model_fields if getattr(before, key) != getattr(after, key)}
+            assert differing == set(values), name
+    assert ablation.VARIANTS["agreement_50"]["synthesize"]["min_agreement"] == SynthesizeSection().min_agreement
 
 
 def test_a_variants_project_holds_the_bases_files_and_cannot_change_them(script, tmp_path):
-    ablation = script("selection_ablation")
+    ablation = script("ablation")
     base, folder = tmp_path / "base", tmp_path / "variant"
     held = ("data/prepared/images.npy", "data/evaluation/balanced/arm.json", "models/f0/shared/model.json")
     for name in (*held, "data/evaluation/mild/arm.json", "data/synthetic/f0/acceptance.json"):
@@ -133,7 +139,7 @@ def test_what_selection_did_is_summed_by_side_and_a_refused_class_keeps_its_coun
             "c": entry(5, 5, {"too_easy": 0}),
         },
     )
-    counts = script("selection_ablation").accepted_counts(workspace)
+    counts = script("ablation").accepted_counts(workspace)
     assert counts["scarce"] == {"candidates": 20, "kept": 6, "accepted": 5, "classes": 2, "refused": 1}
     assert counts["others"] == {"candidates": 5, "kept": 5, "accepted": 5, "classes": 1, "refused": 0}
     assert counts["rejected"] == {"too_easy": 14}
