@@ -10,9 +10,9 @@ from ratios import Measured, compare
 
 from synthgen.classifier import jobs
 from synthgen.classifier.arms import CLASSICAL_ARMS
+from synthgen.classifier.draws import RealImages
 from synthgen.classifier.job_records import TrainingContext, TrainingJob
 from synthgen.classifier.together import Member, train_together
-from synthgen.classifier.training import RealImages
 from synthgen.config import ClassifierSection
 from synthgen.dataset.prepared import PreparedData
 

@@ -23,9 +23,10 @@ from ruamel.yaml import YAML
 
 from synthgen.artifacts import canonical_json, digest_of, sha256_bytes, write_json
 from synthgen.classifier.arms import CLASSICAL_ARMS
+from synthgen.classifier.draws import RealImages
 from synthgen.classifier.networks import SmallCnn
 from synthgen.classifier.prediction import extract_features, predict_logits
-from synthgen.classifier.training import RealImages, train_classifier
+from synthgen.classifier.training import train_classifier
 from synthgen.config import ClassifierSection, Config, load_config, parse_config
 from synthgen.device import resolve_device
 from synthgen.gan.architectures.shape import GanShape

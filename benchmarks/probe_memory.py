@@ -15,10 +15,11 @@ from scipy.ndimage import gaussian_filter
 from sklearn.datasets import load_digits
 
 from synthgen.classifier.arms import classical_arm
+from synthgen.classifier.draws import RealImages
 from synthgen.classifier.fixed_features import describe_texture, draw_filters
 from synthgen.classifier.networks import SMALL, SmallCnn
 from synthgen.classifier.prediction import extract_features
-from synthgen.classifier.training import RealImages, train_classifier
+from synthgen.classifier.training import train_classifier
 from synthgen.config import ClassifierSection
 from synthgen.metrics.shortcut import OriginProbe, probe_origin
 from synthgen.seeding import derive_seed, numpy_generator, torch_generator

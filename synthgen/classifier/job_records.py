@@ -10,8 +10,8 @@ import torch
 from numpy.typing import NDArray
 
 from synthgen.classifier.arms import ArmSpec
+from synthgen.classifier.draws import SyntheticImages
 from synthgen.classifier.pseudo_labels import UnlabelledPool
-from synthgen.classifier.training import SyntheticImages
 from synthgen.config import ClassifierSection
 from synthgen.dataset.pasted_pool import PasteRules
 from synthgen.dataset.prepared import PreparedData

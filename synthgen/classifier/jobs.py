@@ -23,6 +23,7 @@ import torch
 from torch import nn
 
 from synthgen.classifier.arms import CLASSICAL_ARMS, ArmSpec
+from synthgen.classifier.draws import RealImages
 from synthgen.classifier.job_cache import find_kept, job_digests, keep
 from synthgen.classifier.job_records import INNER, TrainingContext, TrainingJob, fold_jobs
 from synthgen.classifier.pasted_pool import build_pasted_pool
@@ -35,7 +36,7 @@ from synthgen.classifier.pseudo_labels import (
     most_per_class,
 )
 from synthgen.classifier.together import Member, fitting_together, pays_together, train_together
-from synthgen.classifier.training import RealImages, train_classifier
+from synthgen.classifier.training import train_classifier
 from synthgen.dataset.predictions import Predictions, concatenate, one_part
 from synthgen.errors import TrainingError
 from synthgen.lifeline import end_worker_with_parent

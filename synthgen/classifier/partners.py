@@ -1,6 +1,6 @@
 """The real images that are blended into the synthetic ones of a training, in tables of the shape of its draws.
 
-Owns the tables and how a step uses them. Draws no image: `synthgen.classifier.training` does, for all arms.
+Owns the tables and how a step uses them. Draws no image: `synthgen.classifier.draws` does, for all arms.
 """
 
 from collections.abc import Sequence

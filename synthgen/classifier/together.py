@@ -16,19 +16,11 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from synthgen.classifier.arms import ArmSpec
+from synthgen.classifier.draws import Draws, RealImages, SyntheticImages, build_targets, class_prior, plan_draws
 from synthgen.classifier.losses import stacked_loss
 from synthgen.classifier.networks import SMALL, SmallCnn, build_classifier, to_input
 from synthgen.classifier.partners import no_partners
-from synthgen.classifier.training import (
-    Draws,
-    RealImages,
-    SyntheticImages,
-    build_mixer,
-    build_targets,
-    class_prior,
-    learning_rate_factor,
-    plan_draws,
-)
+from synthgen.classifier.training import build_mixer, learning_rate_factor
 from synthgen.config import ClassifierSection
 from synthgen.dataset.blending import blend_images
 from synthgen.errors import TrainingError

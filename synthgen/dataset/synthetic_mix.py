@@ -6,7 +6,7 @@
         x, targets = mix.blend(x, y, step)
 
 Owns the order of the images, and the blending where the policy wants that. The draws are those of
-`synthgen.classifier.training`: every class equally often, of each class the share of synthetic images that the policy
+`synthgen.classifier.draws`: every class equally often, of each class the share of synthetic images that the policy
 gives it.
 """
 

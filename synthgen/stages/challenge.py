@@ -13,9 +13,9 @@ import torch
 
 from synthgen.artifacts import atomic_folder, write_json
 from synthgen.classifier.arms import BEST, ArmSpec, classical_arm, describe, searched_arm, split_arm
+from synthgen.classifier.draws import SyntheticImages
 from synthgen.classifier.job_cache import kept_predictions
 from synthgen.classifier.jobs import count_pseudo_labels, fold_jobs, run_jobs, worker_count
-from synthgen.classifier.training import SyntheticImages
 from synthgen.config import POLICIES, SEARCHED_POLICY
 from synthgen.dataset.mixing import MixingPolicy, build_policy, policy_record
 from synthgen.dataset.origin_record import read_origin

@@ -16,9 +16,10 @@ from safetensors.torch import load_file, save_file
 
 from synthgen.artifacts import read_json, write_json
 from synthgen.classifier.arms import CLASSICAL_ARMS
+from synthgen.classifier.draws import RealImages
 from synthgen.classifier.networks import SmallCnn
 from synthgen.classifier.prediction import extract_features
-from synthgen.classifier.training import RealImages, train_classifier
+from synthgen.classifier.training import train_classifier
 from synthgen.config import ClassifierSection, MonitorSection
 from synthgen.errors import ArtifactError
 from synthgen.gan.monitors import Monitor, hold_out

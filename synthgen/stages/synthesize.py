@@ -14,9 +14,10 @@ from numpy.typing import NDArray
 
 from synthgen.artifacts import atomic_folder, write_json
 from synthgen.classifier.arms import classical_arm
+from synthgen.classifier.draws import RealImages
 from synthgen.classifier.networks import SMALL, SmallCnn
 from synthgen.classifier.prediction import extract_features, predict_logits
-from synthgen.classifier.training import RealImages, train_classifier
+from synthgen.classifier.training import train_classifier
 from synthgen.dataset.origin_record import ORIGIN_FILE
 from synthgen.dataset.prepared import load_prepared, rows_of_index
 from synthgen.dataset.shards import SyntheticRows, write_synthetic_shard

@@ -10,9 +10,9 @@ import torch
 from numpy.typing import NDArray
 
 from synthgen.classifier.arms import PASTING, ArmSpec
+from synthgen.classifier.draws import SyntheticImages
 from synthgen.classifier.jobs import TrainingContext, process_pool
 from synthgen.classifier.pseudo_labels import UnlabelledPool
-from synthgen.classifier.training import SyntheticImages
 from synthgen.dataset.mixing import MixingPolicy
 from synthgen.dataset.pasted_pool import PasteRules
 from synthgen.dataset.pasting import PasteRanges

@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 import torch
 
+from synthgen.classifier.draws import SyntheticImages
 from synthgen.classifier.job_records import TrainingContext
-from synthgen.classifier.training import SyntheticImages
 from synthgen.config import ClassifierSection
 from synthgen.dataset.mixing import MixingPolicy
 from synthgen.dataset.prepared import PreparedData, pixel_sha256

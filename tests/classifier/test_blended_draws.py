@@ -5,15 +5,8 @@ import pytest
 import torch
 
 from synthgen.classifier.arms import CLASSICAL_ARMS, ArmSpec, challenge_arm, describe
+from synthgen.classifier.draws import Draws, RealImages, SyntheticImages, build_targets, class_prior, plan_draws
 from synthgen.classifier.networks import to_input
-from synthgen.classifier.training import (
-    Draws,
-    RealImages,
-    SyntheticImages,
-    build_targets,
-    class_prior,
-    plan_draws,
-)
 from synthgen.config import ClassifierSection
 from synthgen.dataset.transforms import TransformBank
 from tests.classifier.conftest import mixing

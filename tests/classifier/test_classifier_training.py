@@ -6,19 +6,12 @@ import torch
 
 from synthgen.classifier import training
 from synthgen.classifier.arms import CLASSICAL_ARMS, PASTING, ArmSpec, challenge_arm, classical_arm, split_arm
+from synthgen.classifier.draws import Draws, RealImages, SyntheticImages, build_targets, class_prior, plan_draws
 from synthgen.classifier.losses import arm_loss
 from synthgen.classifier.networks import build_classifier, count_parameters, last_layer
 from synthgen.classifier.prediction import extract_features, predict_logits
 from synthgen.classifier.pseudo_labels import PseudoLabelled
-from synthgen.classifier.training import (
-    Draws,
-    RealImages,
-    SyntheticImages,
-    build_targets,
-    class_prior,
-    plan_draws,
-    train_classifier,
-)
+from synthgen.classifier.training import train_classifier
 from synthgen.config import ClassifierSection
 from synthgen.dataset.transforms import TransformBank
 from synthgen.errors import ConfigError, TrainingError

@@ -9,9 +9,9 @@ import pytest
 
 from synthgen.classifier import jobs
 from synthgen.classifier.arms import CLASSICAL_ARMS, challenge_arm
+from synthgen.classifier.draws import SyntheticImages
 from synthgen.classifier.job_cache import job_digests, kept_predictions
 from synthgen.classifier.job_records import TrainingContext, TrainingJob, fold_jobs
-from synthgen.classifier.training import SyntheticImages
 from synthgen.dataset.predictions import save_predictions
 from synthgen.dataset.transforms import TransformBank
 from synthgen.versions import VERSIONS

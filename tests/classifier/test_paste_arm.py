@@ -8,11 +8,12 @@ import torch
 
 from synthgen.classifier import jobs
 from synthgen.classifier.arms import CLASSICAL_ARMS, challenge_arm
+from synthgen.classifier.draws import plan_draws
 from synthgen.classifier.job_cache import job_digests
 from synthgen.classifier.job_records import TrainingContext, TrainingJob, fold_jobs
 from synthgen.classifier.pasted_pool import build_pasted_pool, describe_regions
 from synthgen.classifier.together import Member, train_together
-from synthgen.classifier.training import plan_draws, train_classifier
+from synthgen.classifier.training import train_classifier
 from synthgen.config import ClassifierSection
 from synthgen.dataset.pasted_pool import MAX_COMPOSITES, PasteRules
 from synthgen.dataset.pasting import PasteRanges

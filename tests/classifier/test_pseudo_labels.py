@@ -10,11 +10,12 @@ from hypothesis import strategies as st
 
 from synthgen.classifier import jobs
 from synthgen.classifier.arms import CLASSICAL_ARMS, challenge_arm, needs_unlabelled
+from synthgen.classifier.draws import RealImages, plan_draws
 from synthgen.classifier.job_cache import job_digests
 from synthgen.classifier.job_records import TrainingContext, TrainingJob, fold_jobs
 from synthgen.classifier.prediction import predict_logits
 from synthgen.classifier.pseudo_labels import PseudoLabelled, UnlabelledPool, choose_pseudo_labels, most_per_class
-from synthgen.classifier.training import RealImages, plan_draws, train_classifier
+from synthgen.classifier.training import train_classifier
 from synthgen.config import ClassifierSection
 from synthgen.dataset.prepared import pixel_sha256
 from synthgen.dataset.transforms import TransformBank

@@ -10,12 +10,13 @@ from torch.nn import functional
 
 from synthgen.classifier import jobs, together
 from synthgen.classifier.arms import CLASSICAL_ARMS, ArmSpec, challenge_arm
+from synthgen.classifier.draws import RealImages, SyntheticImages
 from synthgen.classifier.job_records import TrainingContext
 from synthgen.classifier.losses import stacked_loss
 from synthgen.classifier.networks import SmallCnn
 from synthgen.classifier.prediction import predict_logits
 from synthgen.classifier.together import Member, StackedCnn, bytes_of_one, train_together
-from synthgen.classifier.training import RealImages, SyntheticImages, train_classifier
+from synthgen.classifier.training import train_classifier
 from synthgen.config import ClassifierSection
 from synthgen.dataset.transforms import TransformBank
 from synthgen.errors import TrainingError
