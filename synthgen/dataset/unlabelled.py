@@ -8,7 +8,7 @@ chain, all of the chain is dropped. Refuses more images than can be compared wit
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from synthgen.dataset.likeness import DETAIL_SIZE, Images, PairLikeness, Pairs, 
 from synthgen.dataset.near_duplicates import HASH_SIDE, confirm_copies, copy_candidates, copy_thresholds
 from synthgen.dataset.prepared import pixel_sha256
 from synthgen.dataset.raw import QuarantineRow
-from synthgen.dataset.same_object import MAX_SWEPT, components, correlated_pairs
+from synthgen.dataset.same_object import MAX_SWEPT, components, correlated_pairs, near_numbers
 from synthgen.dataset.scan import Scan
 from synthgen.errors import ArtifactError, SourceError
 
@@ -115,11 +115,7 @@ def find_usable(
     sources = [*labelled.sources, *(unlabelled.sources[row] for row in left)]
     images = Joined(labelled.images, Subset(unlabelled.images, left))
     copies = _copies(images, labelled, section)
-    names = _named(labelled.sources, sources[n_labelled:], section)
-    runs = runs_across(sources, section.id_gap, _whole(settings.get("id_gap")))
-    likeness = PairLikeness(images, "detail", DETAIL_SIZE, section.correlation_shift)
-    alike = correlated_pairs(likeness, settings.get("correlation"), sweep=True).pairs
-    component = components(n_all, [copies, names, runs, alike])
+    component = components(n_all, [copies, *_object_links(images, sources, n_labelled, section, settings)])
     shown: dict[int, str] = {}
     for number, source in zip(component[:n_labelled].tolist(), labelled.sources, strict=True):
         shown.setdefault(number, source)  # sorted by name: the first of each object
@@ -184,8 +180,22 @@ def _copies(images: Joined, labelled: Scan, section: GroupsSection) -> Pairs:
     return np.unique(np.concatenate(found), axis=0)
 
 
-def _named(labelled: Sequence[str], unlabelled: Sequence[str], section: GroupsSection) -> Pairs:
-    return chain_equal(named_objects([*labelled, *unlabelled], section.id_pattern))
+def _object_links(
+    images: Joined,
+    sources: Sequence[str],
+    n_labelled: int,
+    section: GroupsSection,
+    settings: Mapping[str, float | int | None],
+) -> list[Pairs]:
+    """Links by name pattern, id run, correlation and near numbers, as among labelled images; each (P, 2)."""
+    names = chain_equal(named_objects(sources, section.id_pattern))
+    runs = runs_across(sources, section.id_gap, _whole(settings.get("id_gap")))
+    likeness = PairLikeness(images, "detail", DETAIL_SIZE, section.correlation_shift)
+    alike = correlated_pairs(likeness, settings.get("correlation"), sweep=True)
+    # what links labelled images to each other was found before
+    runs = replace(runs, near=runs.near[runs.near.max(axis=1, initial=0) >= n_labelled])
+    near = near_numbers(runs, likeness, settings.get("near_ids"))
+    return [names, runs.pairs, alike.pairs, near.pairs]
 
 
 def _whole(value: float | int | None) -> int | None:
