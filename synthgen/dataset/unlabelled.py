@@ -3,7 +3,9 @@
 Owns `data/prepared/unlabelled/` (docs/schema.md) and the rule that no picture is used that shows an object of a
 labelled image: that image may be a test image, and whoever trained on its copy would be tested on what it has seen.
 Links are those of `synthgen.dataset.groups` with the thresholds that were found on the labelled images; where they
-chain, all of the chain is dropped. Refuses more images than can be compared with each other.
+chain, all of the chain is dropped, also where `auto` cut such a chain among the labelled images: there
+no folds could be made of one giant group, while here a link too many costs images that nobody tests on, and one too
+few leaves a view of a test image. Refuses more images than can be compared with each other.
 """
 
 from collections import Counter

@@ -198,6 +198,7 @@ def write_prepared(
         masks = np.load(folder / "masks.npy", mmap_mode="r")
     if unlabelled is not None:
         summary["unlabelled"] = {**unlabelled.write(folder), "grouping_settings": survey.grouping_settings}
+        summary["warnings"] = [*survey.warnings, *unlabelled.warnings]
     (folder / "summary.json").write_text(canonical_json(summary), encoding="utf-8")
     data = PreparedData(
         images=images,
