@@ -118,7 +118,7 @@ class FoundUnlabelled:
 
 
 def gather_unlabelled(config: Config, root: Path, survey: Survey, scratch: Path) -> FoundUnlabelled | None:
-    """Reads the folder as labelled images are read, and drops what shows an object of one of those.
+    """Reads the folder as labelled images are read, and drops what links to an object of one of those.
 
     Args:
         config: params.yaml.
@@ -142,15 +142,16 @@ def gather_unlabelled(config: Config, root: Path, survey: Survey, scratch: Path)
     except SourceError as error:
         raise SourceError(f"source.unlabelled: {error}") from error
     usable = find_usable(survey.scan, scan, config.prepare.groups, survey.grouping_settings)
-    warnings = _warn_of_links(scan, usable, survey.grouping_settings)
+    linked = _warn_of_links(scan, usable, survey.grouping_settings)
     if not len(usable.rows):
         row = usable.dropped[0]
-        more = f" {warnings[0]}." if warnings else ""
+        more = f" {linked[0]}." if linked else ""
         raise SourceError(
             f"source.unlabelled: none of the {len(scan.sources)} images in {folder} can be used, first {row.source!a}: "
             f"{row.reason} ({row.detail}).{more} Bring pictures of objects that no labelled image shows, or set "
             "source.unlabelled: null"
         )
+    warnings = [*linked, *usable.warnings]
     for warning in warnings:
         log.warning(warning)
     inside = PurePosixPath(config.source.unlabelled).relative_to(config.source.path)

@@ -1,4 +1,4 @@
-"""Unlabelled images: what shows an object of a labelled image is never used, whatever its name, light or encoding."""
+"""Unlabelled images: what links to an object of a labelled image is never used, whatever its light or encoding."""
 
 import io
 from dataclasses import replace
@@ -128,6 +128,25 @@ def test_numbers_that_were_counted_anew_mean_nothing_under_auto() -> None:
     scan = scan_of(pictures)
     usable = find_usable(scan_of(LABELLED, "a"), scan, GroupsSection(), {**NOTHING_FOUND, "id_gap": 2})
     assert len(usable.rows) == 24
+    assert len(usable.warnings) == 1
+    assert "file numbers within 2 mean one object" in usable.warnings[0]
+    assert "prepare.groups.id_gap" in usable.warnings[0]
+
+
+@pytest.mark.parametrize(("setting", "found"), [("auto", None), ("off", 2), (2, 2)])
+def test_nothing_is_said_of_numbers_that_were_not_found_to_mean_anything(setting: int | str, found: int | None) -> None:
+    scan = scan_of({f"{number}.png": photograph(300 + number) for number in range(100, 124)})
+    section = GroupsSection(id_gap=setting)  # type: ignore[arg-type]
+    assert find_usable(scan_of(LABELLED, "a"), scan, section, {**NOTHING_FOUND, "id_gap": found}).warnings == []
+    assert find_usable(scan_of(LABELLED, "a"), scan, GroupsSection(), {**NOTHING_FOUND, "id_gap": 2}).warnings == []
+
+
+def test_groups_of_the_user_link_no_unlabelled_image_and_a_warning_says_so() -> None:
+    labelled = scan_of(LABELLED, "a")
+    labelled.user_groups[3:5] = ["tile", "tile"]
+    found = find_usable(labelled, scan_of(FREE), GroupsSection(), NOTHING_FOUND)
+    assert len(found.rows) == len(FREE)
+    assert [warning.partition(" have ")[0] for warning in found.warnings] == ["source.unlabelled: 2 labelled images"]
 
 
 def test_detail_in_other_light_tells_an_object_and_a_chain_of_views_is_dropped_whole() -> None:

@@ -241,6 +241,18 @@ def test_where_links_drop_most_of_the_folder_the_settings_are_named(
     assert not any("are linked" in line for line in summary["warnings"])  # half is not most
 
 
+def test_groups_of_the_user_are_warned_of_in_the_log_and_in_the_summary(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = sorted((project / RAW).glob("[gh]*/*.png"))
+    lines = [f"{path.relative_to(project / RAW)},{path.parent.name},{i // 2}" for i, path in enumerate(files)]
+    (project / RAW / "labels.csv").write_text("\n".join(["path,label,group", *lines]) + "\n")
+    set_params(project, source={"type": "csv"})
+    summary = json.loads((both(project) / "summary.json").read_text())
+    told = [line for line in summary["warnings"] if "33 labelled images have a group of your own" in line]
+    assert len(told) == 1 and told[0] in caplog.messages
+
+
 def test_who_needs_them_is_refused_without(project: Path) -> None:
     for arms, challengers in (
         (("pseudo_labelled",), ["balanced+synthetic"]),
