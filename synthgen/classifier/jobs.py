@@ -38,7 +38,7 @@ from synthgen.classifier.pseudo_labels import (
 from synthgen.classifier.together import Member, fitting_together, pays_together, train_together
 from synthgen.classifier.training import train_classifier
 from synthgen.dataset.predictions import Predictions, concatenate, one_part
-from synthgen.errors import TrainingError
+from synthgen.errors import ArtifactError, TrainingError
 from synthgen.lifeline import end_worker_with_parent
 from synthgen.progress import progress_bar
 from synthgen.seeding import derive_seed
@@ -266,7 +266,7 @@ def count_pseudo_labels(
     found: dict[str, dict[str, list[int]]] = {}
     for job, digest in zip(asked, job_digests(asked, context), strict=True):
         of_fold = found.setdefault(job.fold, {})
-        for slug, n in kept_counts(scratch, digest).items():
+        for slug, n in kept_counts(scratch, digest, context.data.slugs).items():
             of_fold.setdefault(slug, []).append(n)
     return {fold: {"pseudo_labels": counts} for fold, counts in found.items()}
 
@@ -324,7 +324,7 @@ def run_jobs(
     pieces: list[list[Predictions]] = [[] for _ in jobs]
     missing = []
     for i, digest in enumerate(digests):
-        found = find_kept(scratch, digest) if scratch is not None else None
+        found = _find_finished(jobs[i], context, scratch, digest) if scratch is not None else None
         if found is None:
             missing.append(i)
         else:
@@ -343,6 +343,18 @@ def run_jobs(
     finally:
         torch.set_num_threads(threads)
     return concatenate([piece for of_job in pieces for piece in of_job])
+
+
+def _find_finished(job: TrainingJob, context: TrainingContext, scratch: Path, digest: str) -> Predictions | None:
+    """What an earlier run kept of `job`; None where predictions, or the counts that belong to them, are not whole."""
+    found = find_kept(scratch, digest)
+    if found is not None and _needs_teacher(job.arm, context):
+        try:
+            kept_counts(scratch, digest, context.data.slugs)
+        except (OSError, ArtifactError) as error:
+            _log.warning("a training is done again, because its pseudo labels cannot be counted: %s", error)
+            return None
+    return found
 
 
 def _run_missing(

@@ -17,9 +17,11 @@ from numpy.typing import NDArray
 
 from synthgen.artifacts import digest_of, read_json, write_json
 from synthgen.dataset.transforms import TransformBank
+from synthgen.errors import ArtifactError
 
 THRESHOLD = 0.95
 """Probability of the teacher from which an image gets its label."""
+AGAIN = "run the same command again, which trains that part again"
 
 
 @dataclass(frozen=True)
@@ -106,10 +108,20 @@ def keep_counts(folder: Path, digest: str, counts: Mapping[str, int]) -> None:
     write_json(_path(folder, digest), dict(counts))
 
 
-def kept_counts(folder: Path, digest: str) -> dict[str, int]:
+def kept_counts(folder: Path, digest: str, slugs: Sequence[str]) -> dict[str, int]:
     """What `keep_counts` wrote.
 
+    Args:
+        folder, digest: as they were kept under.
+        slugs: of all classes, each of which has a number.
     Raises:
         ArtifactError: it is not there, or damaged.
     """
-    return {str(slug): int(n) for slug, n in read_json(_path(folder, digest)).items()}
+    path = _path(folder, digest)
+    found = read_json(path)
+    if not isinstance(found, dict) or sorted(found) != sorted(slugs):
+        raise ArtifactError(f"{path} is damaged (no number for each of {', '.join(slugs)}); {AGAIN}")
+    wrong = next((value for value in found.values() if type(value) is not int or value < 0), None)
+    if wrong is not None:
+        raise ArtifactError(f"{path} is damaged ({wrong!r} is no number of images); {AGAIN}")
+    return found

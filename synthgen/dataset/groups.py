@@ -30,7 +30,8 @@ class Groups:
         ids: N group ids: the first 16 hex digits of the smallest pixel sha256 in the group.
         n_links: method -> number of links between different images that it found.
         warnings: what the user should know, one line each.
-        settings: what `auto` was found to mean: `id_gap` and `correlation`; None where the method found no footing.
+        settings: what `auto` was found to mean: `id_gap`, `correlation` and `near_ids` (the correlation that suffices
+            for near numbers); None where the method found no footing.
     """
 
     ids: list[str]

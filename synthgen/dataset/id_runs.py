@@ -100,22 +100,25 @@ def find_runs(sources: Sequence[str], likeness: PairLikeness, unlike: NDArray[np
     return IdRuns(gap, everything[all_gaps <= gap], pairs_within(numbers, scopes, gap * NEAR_GAPS))
 
 
-def runs_across(sources: Sequence[str], setting: int | str, gap: int | None) -> Pairs:
-    """(P, 2) links by number between two sets of files of which one was calibrated before.
+def runs_across(sources: Sequence[str], setting: int | str, gap: int | None) -> IdRuns:
+    """What numbers say of two sets of files of which one was calibrated before.
 
     Args:
         sources: N file names of both sets.
         setting: `prepare.groups.id_gap`; a number holds across all folders, as the user says.
         gap: what `auto` was found to mean in the set that was calibrated. It holds for both sets only if nearly all
             numbers are different: else they were counted anew in the other set and mean nothing there.
+    Returns:
+        links, and near numbers for which a lower likeness suffices; a gap of None where numbers mean nothing.
     """
     if isinstance(setting, int):
-        return fixed_runs(sources, setting).pairs
+        return fixed_runs(sources, setting)
     numbers, scopes = file_numbers(sources), [""] * len(sources)
     if setting == "off" or gap is None or not _all_different(numbers, scopes):
-        return np.empty((0, 2), dtype=np.int64)
+        empty = np.empty((0, 2), dtype=np.int64)
+        return IdRuns(None, empty, empty)
     pairs, gaps = consecutive(numbers, scopes)
-    return pairs[gaps <= gap]
+    return IdRuns(gap, pairs[gaps <= gap], pairs_within(numbers, scopes, gap * NEAR_GAPS))
 
 
 def _all_different(numbers: NDArray[np.int64], scopes: Sequence[str]) -> bool:

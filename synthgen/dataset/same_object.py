@@ -49,7 +49,8 @@ class PixelLinks:
     Attributes:
         links: method -> (P, 2) int64.
         warnings: what the user should know.
-        settings: what `auto` was found to mean.
+        settings: what `auto` was found to mean: `id_gap`, `correlation`, and `near_ids`, the correlation that
+            suffices for near numbers.
     """
 
     links: dict[str, Pairs] = field(default_factory=dict)
@@ -108,7 +109,9 @@ def link_by_pixels(
     threshold = correlation_threshold(section, images.shape[1], unlike)
     result.settings["correlation"] = threshold
     correlated = correlated_pairs(likeness, threshold, sweep=sweep)
-    near = _near_numbers(runs, likeness, unlike, threshold)
+    enough = _near_threshold(runs, unlike, threshold)
+    result.settings["near_ids"] = enough
+    near = near_numbers(runs, likeness, enough)
     if section.correlation == "auto":
         result.links["correlation"] = guard.cut(correlated, "correlation")
         guard.linked = components(len(sources), [_chain(linked), result.links["correlation"]])
@@ -175,12 +178,18 @@ def correlated_pairs(likeness: PairLikeness, threshold: float | None, *, sweep: 
     return likeness.score(candidates).at_least(threshold)
 
 
-def _near_numbers(runs: IdRuns, likeness: PairLikeness, unlike: NDArray[np.float32], threshold: float | None) -> Scored:
-    """Pairs within a few gaps of each other, for which 70 % of the way from unlike to the threshold is enough."""
+def _near_threshold(runs: IdRuns, unlike: NDArray[np.float32], threshold: float | None) -> float | None:
+    """The correlation that suffices for near numbers: 70 % of the way from unlike pairs to `threshold`."""
     if threshold is None or runs.gap is None or len(unlike) < MIN_UNLIKE:
-        return Scored(np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.float32))
+        return None
     low = float(np.quantile(unlike, 0.95))
-    enough = low + NEAR_SHARE * (threshold - low)
+    return low + NEAR_SHARE * (threshold - low)
+
+
+def near_numbers(runs: IdRuns, likeness: PairLikeness, enough: float | None) -> Scored:
+    """Pairs within a few gaps of each other whose detail correlates by at least `enough`; none where it is None."""
+    if enough is None:
+        return Scored(np.empty((0, 2), dtype=np.int64), np.empty(0, dtype=np.float32))
     return likeness.score(runs.near).at_least(enough)
 
 

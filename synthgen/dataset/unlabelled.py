@@ -1,14 +1,17 @@
 """Unlabelled images of the user: which of them may be used, and how they lie beside the prepared set.
 
-Owns `data/prepared/unlabelled/` (docs/schema.md) and the rule that no picture is used that shows an object of a
-labelled image: that image may be a test image, and whoever trained on its copy would be tested on what it has seen.
+Owns `data/prepared/unlabelled/` (docs/schema.md) and the rule that no picture is used that the automatic links find to
+show an object of a labelled image: that image may be a test image, and whoever trained on its copy would be tested on
+what it has seen. What those links cannot see, the user's own groups above all, stays; a warning says so.
 Links are those of `synthgen.dataset.groups` with the thresholds that were found on the labelled images; where they
-chain, all of the chain is dropped. Refuses more images than can be compared with each other.
+chain, all of the chain is dropped, also where `auto` cut such a chain among the labelled images: there no folds could
+be made of one giant group, while here a link too many costs images that nobody tests on, and one too few leaves a
+view of a test image. Refuses more images than can be compared with each other.
 """
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,12 +23,12 @@ from numpy.typing import NDArray
 from synthgen.artifacts import canonical_json, digest_of, read_json
 from synthgen.config import GroupsSection
 from synthgen.dataset.groups import chain_equal, named_objects
-from synthgen.dataset.id_runs import runs_across
+from synthgen.dataset.id_runs import IdRuns, runs_across
 from synthgen.dataset.likeness import DETAIL_SIZE, Images, PairLikeness, Pairs, Subset
 from synthgen.dataset.near_duplicates import HASH_SIDE, confirm_copies, copy_candidates, copy_thresholds
 from synthgen.dataset.prepared import pixel_sha256
 from synthgen.dataset.raw import QuarantineRow
-from synthgen.dataset.same_object import MAX_SWEPT, components, correlated_pairs
+from synthgen.dataset.same_object import MAX_SWEPT, components, correlated_pairs, near_numbers
 from synthgen.dataset.scan import Scan
 from synthgen.errors import ArtifactError, SourceError
 
@@ -82,16 +85,18 @@ class Usable:
     Attributes:
         rows: (m,) int64 rows of the scan, in the order of their pixel digests.
         dropped: the others, with a reason of `LEAK_REASONS` and the image that decided.
+        warnings: which links of labelled images could not be drawn to unlabelled ones, one line each.
     """
 
     rows: NDArray[np.int64]
     dropped: list[QuarantineRow]
+    warnings: list[str] = field(default_factory=list)
 
 
 def find_usable(
     labelled: Scan, unlabelled: Scan, section: GroupsSection, settings: Mapping[str, float | int | None]
 ) -> Usable:
-    """Drops every unlabelled image that shows what a labelled one shows, and copies among the rest.
+    """Drops every unlabelled image that links to what a labelled one shows, and copies among the rest.
 
     Args:
         labelled: all scanned labelled images, of every role, those left out of the folds too.
@@ -99,7 +104,7 @@ def find_usable(
         section: prepare.groups.
         settings: what `auto` was found to mean on the labelled images (`Groups.settings`).
     Returns:
-        what is left, and why the others are not.
+        what is left, why the others are not, and which links could not be drawn.
     Raises:
         SourceError: more images than all pairs of are compared, so that a copy could stay hidden.
         ConfigError: `section.id_pattern` cannot be used.
@@ -115,11 +120,8 @@ def find_usable(
     sources = [*labelled.sources, *(unlabelled.sources[row] for row in left)]
     images = Joined(labelled.images, Subset(unlabelled.images, left))
     copies = _copies(images, labelled, section)
-    names = _named(labelled.sources, sources[n_labelled:], section)
     runs = runs_across(sources, section.id_gap, _whole(settings.get("id_gap")))
-    likeness = PairLikeness(images, "detail", DETAIL_SIZE, section.correlation_shift)
-    alike = correlated_pairs(likeness, settings.get("correlation"), sweep=True).pairs
-    component = components(n_all, [copies, names, runs, alike])
+    component = components(n_all, [copies, *_object_links(images, sources, n_labelled, runs, section, settings)])
     shown: dict[int, str] = {}
     for number, source in zip(component[:n_labelled].tolist(), labelled.sources, strict=True):
         shown.setdefault(number, source)  # sorted by name: the first of each object
@@ -137,7 +139,30 @@ def find_usable(
             kept.append(row)
     kept, more = _drop_copies(kept, copies, sources)
     rows = left[np.asarray(kept, dtype=np.int64) - n_labelled]
-    return Usable(rows, sorted([*dropped, *more]))
+    return Usable(rows, sorted([*dropped, *more]), _missing_links(labelled, runs, section, settings))
+
+
+def _missing_links(
+    labelled: Scan, runs: IdRuns, section: GroupsSection, settings: Mapping[str, float | int | None]
+) -> list[str]:
+    """A line for each kind of link among labelled images that says nothing of unlabelled ones."""
+    warnings = []
+    n_grouped = sum(group is not None for group in labelled.user_groups)
+    if n_grouped:
+        warnings.append(
+            f"source.unlabelled: {n_grouped} labelled images have a group of your own, and unlabelled images have "
+            "none: one of them that shows such an object is found only by name pattern, numbers or pixels, else used, "
+            "though the object may be tested on. Leave no picture of a labelled object in the folder, or set "
+            "prepare.groups.id_pattern"
+        )
+    if section.id_gap == "auto" and settings.get("id_gap") is not None and runs.gap is None:
+        warnings.append(
+            f"source.unlabelled: among labelled images file numbers within {settings['id_gap']} mean one object, but "
+            "over labelled and unlabelled images together fewer than 90 % of the numbers are different, so they link "
+            "no unlabelled image. If the numbers hold across both, set prepare.groups.id_gap to that gap; else leave "
+            "no picture of a labelled object in the folder"
+        )
+    return warnings
 
 
 def _drop_equal(labelled: Scan, unlabelled: Scan) -> tuple[NDArray[np.int64], list[QuarantineRow]]:
@@ -184,8 +209,22 @@ def _copies(images: Joined, labelled: Scan, section: GroupsSection) -> Pairs:
     return np.unique(np.concatenate(found), axis=0)
 
 
-def _named(labelled: Sequence[str], unlabelled: Sequence[str], section: GroupsSection) -> Pairs:
-    return chain_equal(named_objects([*labelled, *unlabelled], section.id_pattern))
+def _object_links(
+    images: Joined,
+    sources: Sequence[str],
+    n_labelled: int,
+    runs: IdRuns,
+    section: GroupsSection,
+    settings: Mapping[str, float | int | None],
+) -> list[Pairs]:
+    """Links by name pattern, id run, correlation and near numbers, as among labelled images; each (P, 2)."""
+    names = chain_equal(named_objects(sources, section.id_pattern))
+    likeness = PairLikeness(images, "detail", DETAIL_SIZE, section.correlation_shift)
+    alike = correlated_pairs(likeness, settings.get("correlation"), sweep=True)
+    # what links labelled images to each other was found before
+    runs = replace(runs, near=runs.near[runs.near.max(axis=1, initial=0) >= n_labelled])
+    near = near_numbers(runs, likeness, settings.get("near_ids"))
+    return [names, runs.pairs, alike.pairs, near.pairs]
 
 
 def _whole(value: float | int | None) -> int | None:

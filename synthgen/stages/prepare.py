@@ -197,7 +197,8 @@ def write_prepared(
         summary["masks"] = _write_masks(folder / "masks.npy", found, slugs, images.shape[:3])
         masks = np.load(folder / "masks.npy", mmap_mode="r")
     if unlabelled is not None:
-        summary["unlabelled"] = unlabelled.write(folder)
+        summary["unlabelled"] = {**unlabelled.write(folder), "grouping_settings": survey.grouping_settings}
+        summary["warnings"] = [*survey.warnings, *unlabelled.warnings]
     (folder / "summary.json").write_text(canonical_json(summary), encoding="utf-8")
     data = PreparedData(
         images=images,
@@ -319,6 +320,6 @@ def summarise(survey: Survey, plan: Plan, config: Config) -> dict[str, Any]:
             for name in survey.class_names
         },
         "grouping": survey.n_links,
-        "grouping_settings": survey.grouping_settings,
+        "grouping_settings": {key: survey.grouping_settings[key] for key in ("id_gap", "correlation")},
         "warnings": survey.warnings,
     }

@@ -4,6 +4,7 @@ Reads the fold's train index and the pixels it names, and under `pretrain.unlabe
 `models/FOLD/shared/`.
 """
 
+import logging
 import shutil
 from dataclasses import replace
 from functools import partial as bound
@@ -26,6 +27,8 @@ from synthgen.stages.gan_output import scratch_folder, shape_for, training_image
 from synthgen.stages.gan_watch import make_watch, save_watch
 from synthgen.stages.translation import GameData, check_generator, prepare_game, rules_for
 from synthgen.stages.workspace import Workspace
+
+log = logging.getLogger(__name__)
 
 
 def run_pretrain(workspace: Workspace, fold: str, device: torch.device, peers: Peers = ALONE) -> None:
@@ -135,6 +138,13 @@ def _take_base(workspace: Workspace, fold: str, base: BaseGanSection) -> None:
         raise LeakError(
             f"pretrain.base.{fold}: {base.path} has seen objects of {len(leaked)} images that fold {fold} validates or "
             f"tests on ({', '.join(sha[:12] for sha in leaked[:5])}); pin a GAN that has not seen them"
+        )
+    if ("unlabelled" in gan.about) != workspace.config.pretrain.unlabelled:
+        said, saw = ("true", "never saw") if workspace.config.pretrain.unlabelled else ("false", "was also shown")
+        log.warning(
+            f"pretrain.unlabelled is {said}, but the GAN pinned for {fold}, {base.path}, {saw} unlabelled images; it "
+            f"is taken as it is. Remove pretrain.base.{fold} to train one, or set pretrain.unlabelled to what the "
+            "pinned one is"
         )
     with atomic_folder(workspace.shared_model(fold)) as partial:
         shutil.copytree(folder, partial, dirs_exist_ok=True)

@@ -3,7 +3,9 @@
 Owns the checks of params.yaml and the scan of that folder. What may be used of it is `synthgen.dataset.unlabelled`'s.
 """
 
-from dataclasses import dataclass, replace
+import logging
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PurePosixPath
 from typing import Any
 
@@ -15,6 +17,11 @@ from synthgen.dataset.scan import Scan, scan_source
 from synthgen.dataset.unlabelled import FOLDER, Usable, find_usable, write_unlabelled
 from synthgen.errors import ConfigError, SourceError
 from synthgen.stages.survey import Survey
+
+MOSTLY = 0.5
+"""Share of the folder from which on the user is told that links, not copies, took it."""
+
+log = logging.getLogger(__name__)
 
 NOISE_ARCHITECTURES = ("resnet", "dcgan", "style")
 """Those whose generator starts from latents and a label alone."""
@@ -86,11 +93,13 @@ class FoundUnlabelled:
         scan: every readable picture.
         usable: rows of `scan`, and those dropped.
         inside: the folder's path below `source.path`.
+        warnings: what the user should know, one line each.
     """
 
     scan: Scan
     usable: Usable
     inside: PurePosixPath
+    warnings: list[str] = field(default_factory=list)
 
     def quarantined(self, quarantine: list[QuarantineRow]) -> list[QuarantineRow]:
         """`quarantine` with what is not used of the folder, by names inside `source.path`; the folder leaves it."""
@@ -109,7 +118,7 @@ class FoundUnlabelled:
 
 
 def gather_unlabelled(config: Config, root: Path, survey: Survey, scratch: Path) -> FoundUnlabelled | None:
-    """Reads the folder as labelled images are read, and drops what shows an object of one of those.
+    """Reads the folder as labelled images are read, and drops what links to an object of one of those.
 
     Args:
         config: params.yaml.
@@ -133,11 +142,31 @@ def gather_unlabelled(config: Config, root: Path, survey: Survey, scratch: Path)
     except SourceError as error:
         raise SourceError(f"source.unlabelled: {error}") from error
     usable = find_usable(survey.scan, scan, config.prepare.groups, survey.grouping_settings)
+    linked = _warn_of_links(scan, usable, survey.grouping_settings)
     if not len(usable.rows):
         row = usable.dropped[0]
+        more = f" {linked[0]}." if linked else ""
         raise SourceError(
             f"source.unlabelled: none of the {len(scan.sources)} images in {folder} can be used, first {row.source!a}: "
-            f"{row.reason} ({row.detail}). Bring pictures of objects that no labelled image shows, or set "
+            f"{row.reason} ({row.detail}).{more} Bring pictures of objects that no labelled image shows, or set "
             "source.unlabelled: null"
         )
-    return FoundUnlabelled(scan, usable, PurePosixPath(config.source.unlabelled).relative_to(config.source.path))
+    warnings = [*linked, *usable.warnings]
+    for warning in warnings:
+        log.warning(warning)
+    inside = PurePosixPath(config.source.unlabelled).relative_to(config.source.path)
+    return FoundUnlabelled(scan, usable, inside, warnings)
+
+
+def _warn_of_links(scan: Scan, usable: Usable, settings: Mapping[str, float | int | None]) -> list[str]:
+    """A line where links dropped most of the folder: by chains, or because all of its pictures are alike by nature."""
+    n_linked = sum(row.reason == "labelled_object" for row in usable.dropped)
+    if n_linked <= MOSTLY * len(scan.sources):
+        return []
+    found = ", ".join(f"{key} {settings.get(key)}" for key in ("correlation", "id_gap"))
+    return [
+        f"source.unlabelled: {n_linked} of {len(scan.sources)} images are linked to labelled objects and not used "
+        f"(found on the labelled images: {found}). Links are not cut here where they chain, so that no view of a test "
+        "image stays; if those images really show other objects, set prepare.groups.correlation higher or to off, or "
+        "prepare.groups.id_gap lower or to off, then run `synthgen plan`"
+    ]

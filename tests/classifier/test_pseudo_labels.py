@@ -209,6 +209,32 @@ def test_counts_are_kept_with_the_predictions_and_outlive_a_kill(context: Traini
     assert jobs.count_pseudo_labels(other, context, tmp_path) == {}
 
 
+@pytest.mark.parametrize(
+    "content", [None, b"", b'{"a": 1', b"[1, 2]", b'{"a": 1}', b'{"a": 1, "b": "x", "c": -1}', b"\xff"]
+)
+def test_a_training_whose_counts_are_damaged_is_done_again(
+    context: TrainingContext, tmp_path: Path, content: bytes | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    short = replace(context, section=ClassifierSection(width=4, steps=4, batch=16, lr=0.01))
+    some = todo(short, crossfit=False)
+    first = jobs.run_jobs(some, short, n_workers=1, description="first", scratch=tmp_path)
+    said = jobs.count_pseudo_labels(some, short, tmp_path)
+    damaged = tmp_path / f"{job_digests(some, short)[1]}.pseudo.json"
+    if content is None:
+        damaged.unlink()
+    else:
+        damaged.write_bytes(content)
+    with pytest.raises(ArtifactError, match=damaged.name):
+        jobs.count_pseudo_labels(some, short, tmp_path)
+    caplog.set_level("INFO")
+    again = jobs.run_jobs(some, short, n_workers=1, description="again", scratch=tmp_path)
+    assert "again: 1 of 2 trainings were finished before" in caplog.messages  # and the other one alone is done again
+    assert sum(damaged.name in line for line in caplog.messages) == 1
+    # what was kept comes in the order of its file
+    assert sorted(first.logits.tolist()) == sorted(again.logits.tolist())
+    assert jobs.count_pseudo_labels(some, short, tmp_path) == said
+
+
 def test_the_unlabelled_images_decide_the_digest_of_this_arm_alone(context: TrainingContext) -> None:
     pool = context.unlabelled
     assert pool is not None

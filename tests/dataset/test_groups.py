@@ -130,7 +130,7 @@ def test_digits_that_are_alike_by_nature_stay_apart():
     images, names, sources = real_digits()
     groups = group(images, names, sources)
     assert len(set(groups.ids)) >= 0.99 * len(images)
-    assert groups.settings == {"id_gap": None, "correlation": None}
+    assert groups.settings == {"id_gap": None, "correlation": None, "near_ids": None}
 
 
 @pytest.mark.parametrize("size", [28, 32])
@@ -142,7 +142,7 @@ def test_handwritten_digits_of_mnist_stay_apart(size):
         images = np.stack([np.asarray(Image.fromarray(image).resize((size, size))) for image in images])
     groups = group(images[..., None], [str(label) for label in labels], [f"x_train/{row}" for row in rows])
     assert len(set(groups.ids)) >= 0.99 * len(images)
-    assert groups.settings == {"id_gap": None, "correlation": None}
+    assert groups.settings == {"id_gap": None, "correlation": None, "near_ids": None}
 
 
 def tiles(size):

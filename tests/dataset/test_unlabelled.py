@@ -1,4 +1,4 @@
-"""Unlabelled images: what shows an object of a labelled image is never used, whatever its name, light or encoding."""
+"""Unlabelled images: what links to an object of a labelled image is never used, whatever its light or encoding."""
 
 import io
 from dataclasses import replace
@@ -13,6 +13,7 @@ from scipy.ndimage import gaussian_filter
 
 from synthgen.config import GroupsSection
 from synthgen.dataset import unlabelled as unlabelled_module
+from synthgen.dataset.groups import find_groups
 from synthgen.dataset.likeness import Subset
 from synthgen.dataset.prepared import pixel_sha256
 from synthgen.dataset.raw import QuarantineRow
@@ -21,6 +22,8 @@ from synthgen.dataset.unlabelled import Joined, find_usable, load_unlabelled, wr
 from synthgen.errors import ArtifactError, SourceError
 
 SIDE = 32
+SHARED = 0.65
+"""Of the variance of two views of one object."""
 NOTHING_FOUND: dict[str, float | int | None] = {"id_gap": None, "correlation": None}
 
 
@@ -125,6 +128,25 @@ def test_numbers_that_were_counted_anew_mean_nothing_under_auto() -> None:
     scan = scan_of(pictures)
     usable = find_usable(scan_of(LABELLED, "a"), scan, GroupsSection(), {**NOTHING_FOUND, "id_gap": 2})
     assert len(usable.rows) == 24
+    assert len(usable.warnings) == 1
+    assert "file numbers within 2 mean one object" in usable.warnings[0]
+    assert "prepare.groups.id_gap" in usable.warnings[0]
+
+
+@pytest.mark.parametrize(("setting", "found"), [("auto", None), ("off", 2), (2, 2)])
+def test_nothing_is_said_of_numbers_that_were_not_found_to_mean_anything(setting: int | str, found: int | None) -> None:
+    scan = scan_of({f"{number}.png": photograph(300 + number) for number in range(100, 124)})
+    section = GroupsSection(id_gap=setting)  # type: ignore[arg-type]
+    assert find_usable(scan_of(LABELLED, "a"), scan, section, {**NOTHING_FOUND, "id_gap": found}).warnings == []
+    assert find_usable(scan_of(LABELLED, "a"), scan, GroupsSection(), {**NOTHING_FOUND, "id_gap": 2}).warnings == []
+
+
+def test_groups_of_the_user_link_no_unlabelled_image_and_a_warning_says_so() -> None:
+    labelled = scan_of(LABELLED, "a")
+    labelled.user_groups[3:5] = ["tile", "tile"]
+    found = find_usable(labelled, scan_of(FREE), GroupsSection(), NOTHING_FOUND)
+    assert len(found.rows) == len(FREE)
+    assert [warning.partition(" have ")[0] for warning in found.warnings] == ["source.unlabelled: 2 labelled images"]
 
 
 def test_detail_in_other_light_tells_an_object_and_a_chain_of_views_is_dropped_whole() -> None:
@@ -148,6 +170,46 @@ def test_detail_in_other_light_tells_an_object_and_a_chain_of_views_is_dropped_w
         labelled, scan_of({**FREE, "end.png": end}), GroupsSection(), {**NOTHING_FOUND, "correlation": 0.65}
     )
     assert alone.dropped == []
+
+
+def test_near_numbers_tell_an_object_where_the_likeness_alone_does_not() -> None:
+    """Views k, k+1, k+2 of an object are labelled, k+5 is not: too far for the run, too faint for the correlation."""
+    rng = np.random.default_rng(0)
+
+    def texture() -> np.ndarray:
+        smooth = gaussian_filter(rng.standard_normal((SIDE, SIDE)), 1.0)
+        return smooth / smooth.std()
+
+    def view(base: np.ndarray) -> np.ndarray:
+        mixed = SHARED**0.5 * base + (1 - SHARED) ** 0.5 * texture()
+        return (128 + 40 * mixed).clip(0, 255).astype(np.uint8)[..., None]
+
+    bases = [texture() for _ in range(40)]
+    views = {f"a/{60 * k + i:05d}.png": view(base) for k, base in enumerate(bases) for i in (0, 1, 2)}
+    siblings = {f"{60 * k + 5:05d}.png": view(base) for k, base in enumerate(bases)}
+    near_but_other = {f"{60 * k + 7:05d}.png": view(texture()) for k in range(40)}
+    far = {f"{60 * k + 35:05d}.png": view(base) for k, base in enumerate(bases)}
+    labelled = scan_of(views, "a")
+    groups = find_groups(
+        labelled.images,
+        class_names=labelled.class_names,
+        sources=labelled.sources,
+        pixel_sha256=labelled.pixel_sha256,
+        user_groups=labelled.user_groups,
+        section=GroupsSection(),
+    )
+    assert groups.settings["id_gap"] == 1
+    scan = scan_of({**siblings, **near_but_other, **far})
+    found = find_usable(labelled, scan, GroupsSection(), groups.settings)
+    kept = {scan.sources[row] for row in found.rows}
+    assert kept == near_but_other.keys() | far.keys()
+    assert {(row.reason, row.source[:5]) for row in found.dropped} == {
+        ("labelled_object", name[:5]) for name in siblings
+    }
+    # as with a gap that the user names, and not where numbers mean nothing
+    fixed = find_usable(labelled, scan, GroupsSection(id_gap=1), groups.settings)
+    assert np.array_equal(fixed.rows, found.rows)
+    assert len(find_usable(labelled, scan, GroupsSection(id_gap="off"), groups.settings).rows) == len(scan.sources)
 
 
 @given(st.permutations(sorted(FREE)), st.integers(0, 7))

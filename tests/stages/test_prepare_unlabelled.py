@@ -212,6 +212,47 @@ def test_a_folder_without_a_usable_image_is_refused(project: Path) -> None:
             run_prepare(Workspace(project))
 
 
+def test_where_links_drop_most_of_the_folder_the_settings_are_named(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Numbers 0 to 20 are labelled: a gap of 2 links a run of them to 21 and on, for as long as it lasts."""
+    folder = project / FOLDER
+    for part in ("g", "h"):
+        for path in (folder / part / "deep").iterdir():
+            path.rename(folder / f"{21 + int(path.stem) + 10 * (part == 'h')}.png")
+    set_params(project, prepare={"groups": {"id_gap": 2}})
+    run_plan(Workspace(project))
+    remedy = r"20 of 20 images are linked.*correlation None, id_gap 2.*prepare\.groups\.correlation.*id_gap"
+    with pytest.raises(SourceError, match=rf"none of the 20 images .*labelled_object.*{remedy}"):
+        run_prepare(Workspace(project))
+    for i in range(8):
+        save(project, f"{FOLDER}/{100 + 10 * i}.png", picture(5000 + i, False))
+    caplog.clear()
+    run_prepare(Workspace(project))
+    summary = json.loads((project / "data/prepared/summary.json").read_text())
+    assert summary["unlabelled"]["n_images"] == 8
+    told = [line for line in summary["warnings"] if "20 of 28 images are linked" in line]
+    assert len(told) == 1 and told[0] in caplog.messages
+    for i in range(8, 20):
+        save(project, f"{FOLDER}/{100 + 10 * i}.png", picture(5000 + i, False))
+    run_prepare(Workspace(project))
+    summary = json.loads((project / "data/prepared/summary.json").read_text())
+    assert summary["unlabelled"]["n_dropped"] == {"labelled_object": 20}
+    assert not any("are linked" in line for line in summary["warnings"])  # half is not most
+
+
+def test_groups_of_the_user_are_warned_of_in_the_log_and_in_the_summary(
+    project: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    files = sorted((project / RAW).glob("[gh]*/*.png"))
+    lines = [f"{path.relative_to(project / RAW)},{path.parent.name},{i // 2}" for i, path in enumerate(files)]
+    (project / RAW / "labels.csv").write_text("\n".join(["path,label,group", *lines]) + "\n")
+    set_params(project, source={"type": "csv"})
+    summary = json.loads((both(project) / "summary.json").read_text())
+    told = [line for line in summary["warnings"] if "33 labelled images have a group of your own" in line]
+    assert len(told) == 1 and told[0] in caplog.messages
+
+
 def test_who_needs_them_is_refused_without(project: Path) -> None:
     for arms, challengers in (
         (("pseudo_labelled",), ["balanced+synthetic"]),

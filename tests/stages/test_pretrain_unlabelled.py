@@ -149,6 +149,26 @@ def test_a_killed_pretrain_started_again_writes_the_same_bytes(
     assert digests(workspace.shared_model("f0")) == whole
 
 
+@pytest.mark.parametrize("seen", [False, True])
+def test_a_pinned_gan_that_saw_other_than_the_section_says_is_told_of(
+    workspace: Workspace, seen: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    trained = set_params(workspace.root, params(shown=seen))
+    run_pretrain(trained, "f0", CPU)
+    shutil.copytree(trained.shared_model("f0"), workspace.root / "pinned")
+    pin = {"path": "pinned", "digest": load_gan(workspace.root / "pinned", CPU).digest}
+    for shown in (seen, not seen):
+        values = params(shown=shown)
+        values["pretrain"] = {**values["pretrain"], "base": {"f0": pin}}  # type: ignore[dict-item]
+        caplog.clear()
+        run_pretrain(set_params(workspace.root, values), "f0", CPU)
+        told = [line for line in caplog.messages if line.startswith("pretrain.unlabelled is")]
+        assert len(told) == (shown != seen)
+        if told:
+            assert ("never saw" if shown else "was also shown") in told[0] and "pretrain.base.f0" in told[0]
+        assert digests(trained.shared_model("f0")) == digests(workspace.root / "pinned")
+
+
 def test_off_the_train_indexes_and_the_plan_say_nothing(workspace: Workspace) -> None:
     root = workspace.root
     named = json.loads((workspace.fold_index("f0") / "train" / INDEX_FILE).read_text())["pixel_sha256"]
