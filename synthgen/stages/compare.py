@@ -1,7 +1,7 @@
 """Stage `compare`: predictions of all arms in; metrics/gain.json, classes.csv, folds.csv and the log of looks out.
 
 Owns reading, pairing and logging. Refuses arms that were measured on different images, an arm whose
-baseline is not the one that its own cross-fitting chose, and a test set that is not the plan's.
+baseline is not the one that the classical arms' own scores choose, and a test set that is not the plan's.
 """
 
 import csv
@@ -87,11 +87,12 @@ def _chosen_arms(
 ) -> tuple[list[str], str]:
     """The classical arm chosen in each fold, checked against what the arms built on it recorded.
 
-    Also the arm to train with on all data: the one with the best cross-fitted score, averaged over folds.
+    Also the arm to train with on all data: the one with the best score of those choices, averaged over folds.
     """
     config, plan = workspace.config, workspace.plan
     scarce = [plan.classes[slug].label for slug in plan.scarce_slugs]
     built = {arm: read_json(workspace.evaluation(arm) / "arm.json") for arm in challengers if arm.startswith("best+")}
+    how = "cross-fitting" if config.evaluate.crossfit else "the score on validation rows"
     chosen = []
     sums: Counter[str] = Counter()
     for fold in plan.measured_folds:
@@ -101,7 +102,7 @@ def _chosen_arms(
             theirs = record.get("folds", {}).get(fold, {}).get("arm")
             if theirs != best:
                 raise MeasurementError(
-                    f"in fold {fold} {arm} was built on {theirs!r}, but cross-fitting chooses {best!r}; its "
+                    f"in fold {fold} {arm} was built on {theirs!r}, but {how} chooses {best!r}; its "
                     "predictions are older than those of the classical arms: run `dvc repro` for both"
                 )
         chosen.append(best)

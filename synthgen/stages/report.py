@@ -93,6 +93,7 @@ def collect_content(workspace: Workspace) -> ReportContent:
         histories=histories,
         choices=_choices(record, gain),
         costs=cost_rows(config, plan, gain, histories, acceptance),
+        crossfit=config.evaluate.crossfit,
         share=float(record.get("share", MixingSection().share)),
         worth=read_json(workspace.worth) if workspace.worth.exists() else None,
         origins=_origins(workspace, gain),

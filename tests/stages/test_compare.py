@@ -184,6 +184,18 @@ def test_a_stale_challenger_is_refused(project):
     assert not (project.metrics / "looks.json").exists()
 
 
+@pytest.mark.parametrize(("crossfit", "how"), [(True, "cross-fitting"), (False, "the score on validation rows")])
+def test_the_refusal_says_how_the_arm_was_chosen(project, crossfit, how):
+    params = project.root / "params.yaml"
+    config = YAML(typ="safe", pure=True).load(params.read_text())
+    with params.open("w") as stream:
+        YAML().dump({**config, "evaluate": {"arms": CLASSICAL, "crossfit": crossfit}}, stream)
+    path = project.evaluation("best+synthetic") / "arm.json"
+    write_json(path, {**read_json(path), "folds": {fold: {"arm": "real"} for fold in FOLDS}})
+    with pytest.raises(MeasurementError, match=f"but {how} chooses 'classical'"):
+        run_compare(Workspace(project.root))
+
+
 def test_arms_on_different_images_are_refused(project):
     path = project.evaluation("synthetic") / "predictions.parquet"
     predictions = load_predictions(path)

@@ -7,6 +7,7 @@ from synthgen.artifacts import read_json, sha256_file, write_json
 from synthgen.errors import ArtifactError
 from synthgen.records import FINAL
 from synthgen.stages.report import collect_content, run_report
+from synthgen.stages.workspace import Workspace
 
 
 class Collector(HTMLParser):
@@ -77,6 +78,13 @@ def test_costs_multiply(finished_run: Any) -> None:
     assert costs["adapting GANs to single classes"] == "24 kimg"
     assert costs["training classifiers, classical arms"].replace("\u202f", "") == f"{steps * 2 * 2 * 2} steps"
     assert costs["cross-fitting, to choose the classical arm"].replace("\u202f", "") == f"{steps * 2 * 2 * 1} steps"
+
+
+def test_the_choice_of_arm_is_told_by_evaluate_crossfit(finished_run: Any) -> None:
+    assert collect_content(finished_run.workspace).crossfit
+    params = finished_run.workspace.root / "params.yaml"
+    params.write_text(params.read_text().replace("evaluate:", "evaluate:\n  crossfit: false"))
+    assert not collect_content(Workspace(finished_run.workspace.root)).crossfit
 
 
 def test_what_a_strategy_does_not_have_is_left_out(finished_run: Any) -> None:
