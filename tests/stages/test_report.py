@@ -6,7 +6,7 @@ import pytest
 from synthgen.artifacts import read_json, sha256_file, write_json
 from synthgen.errors import ArtifactError
 from synthgen.records import FINAL
-from synthgen.stages.report import collect_content, run_report
+from synthgen.stages.report import collect_content, cost_rows, run_report
 from synthgen.stages.workspace import Workspace
 
 
@@ -78,6 +78,31 @@ def test_costs_multiply(finished_run: Any) -> None:
     assert costs["adapting GANs to single classes"] == "24 kimg"
     assert costs["training classifiers, classical arms"].replace("\u202f", "") == f"{steps * 2 * 2 * 2} steps"
     assert costs["cross-fitting, to choose the classical arm"].replace("\u202f", "") == f"{steps * 2 * 2 * 1} steps"
+
+
+def test_the_teachers_of_pseudo_labelled_cost_a_training_each(finished_run: Any) -> None:
+    content = collect_content(finished_run.workspace)
+    row = "training the teachers of arms with pseudo labels"
+    assert row not in {cost.what for cost in content.costs}
+    config = finished_run.workspace.config
+    classical = ["classical", "pseudo_labelled"]
+    challengers = ["best+synthetic", "pseudo_labelled+shared"]
+    gain = {
+        **content.gain,
+        "arms": dict.fromkeys([*classical, *challengers]),
+        "chosen": dict(zip(content.gain["chosen"], reversed(classical), strict=True)),
+        "beside": {challengers[1]: {}},
+    }
+
+    def total(share: float, crossfit: bool) -> str | None:
+        evaluate = config.evaluate.model_copy(update={"share": share, "crossfit": crossfit})
+        costs = cost_rows(config.model_copy(update={"evaluate": evaluate}), content.plan, gain, [], {})
+        return next((cost.total.replace("\u202f", "") for cost in costs if cost.what == row), None)
+
+    # 2 repeats: in 2 folds of the classical arm, in 2 of pseudo_labelled+shared, in the 1 whose best arm it is
+    assert total(0.25, False) == f"{config.classifier.steps * 2 * (2 + 2 + 1)} steps"
+    assert total(0.25, True) == f"{config.classifier.steps * (2 * (2 + 2 + 1) + 2 * 1)} steps"
+    assert total(0.0, True) is None
 
 
 def test_the_choice_of_arm_is_told_by_evaluate_crossfit(finished_run: Any) -> None:
