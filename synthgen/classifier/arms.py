@@ -125,6 +125,11 @@ def needs_unlabelled(name: str) -> bool:
     return name in CLASSICAL_ARMS and CLASSICAL_ARMS[name].real_pool == "pseudo_labelled"
 
 
+def trains_teacher(arm: ArmSpec, real_share: float, batch: int) -> bool:
+    """Whether a training of `arm` begins with one of a teacher, of as many steps; `real_share` as for `plan_draws`."""
+    return arm.real_pool == "pseudo_labelled" and round(real_share * batch) > 0
+
+
 def measured_arm(arms: Sequence[str]) -> str:
     """The arm that the verdict is about: `best+synthetic` if it is among `challenge.arms`, else the first."""
     return CHALLENGER if CHALLENGER in arms else arms[0]

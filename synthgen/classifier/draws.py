@@ -16,7 +16,7 @@ from synthgen.classifier.partners import Partners, place_partners
 from synthgen.classifier.pseudo_labels import PseudoLabelled
 from synthgen.config import ClassifierSection
 from synthgen.dataset.blending import blend_rows
-from synthgen.dataset.mixing import MixingPolicy
+from synthgen.dataset.mixing import MixingPolicy, sure_rows
 from synthgen.dataset.pasted_pool import PastedPool
 from synthgen.dataset.sampling import BalancedBatches, NaturalBatches
 from synthgen.dataset.transforms import TransformBank
@@ -268,9 +268,7 @@ def build_targets(draws: Draws, n_classes: int) -> NDArray[np.int64] | NDArray[n
     if draws.weights is None and draws.sureness is None and draws.partners is None:
         return draws.labels
     sure = np.ones(draws.labels.shape, np.float32) if draws.sureness is None else draws.sureness
-    rest = (1.0 - sure) / max(1, n_classes - 1)
-    rows = np.repeat(rest[..., None], n_classes, axis=2).astype(np.float32)
-    np.put_along_axis(rows, draws.labels[..., None], sure[..., None], axis=2)
+    rows = sure_rows(draws.labels, sure, n_classes)
     rows = rows if draws.weights is None else rows * draws.weights[..., None]
     mixed = draws.partners
     return rows if mixed is None else blend_rows(rows, mixed.labels, mixed.blend.shares)

@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from synthgen.classifier.arms import CLASSICAL_ARMS, ArmSpec
+from synthgen.classifier.arms import CLASSICAL_ARMS, ArmSpec, trains_teacher
 from synthgen.classifier.draws import RealImages
 from synthgen.classifier.job_cache import find_kept, job_digests, keep
 from synthgen.classifier.job_records import INNER, TrainingContext, TrainingJob, fold_jobs
@@ -139,7 +139,7 @@ def _train_together(
 
 
 def _needs_teacher(arm: ArmSpec, context: TrainingContext) -> bool:
-    return arm.real_pool == "pseudo_labelled" and round(context.real_share * context.section.batch) > 0
+    return trains_teacher(arm, context.real_share, context.section.batch)
 
 
 def _with_pseudo_labels(

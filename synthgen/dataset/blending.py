@@ -68,19 +68,19 @@ def blend_images(images: Tensor, partners: Tensor, weights: Tensor, boxes: Tenso
     """Puts each partner into its image.
 
     Args:
-        images: (N, C, H, W) float32, any range.
-        partners: (N, C, H, W) float32, the same range.
+        images: (N, C, H, W) floating point, any range.
+        partners: (N, C, H, W), the same dtype and range.
         weights: (N,) float32 as in `Blend`.
         boxes: (N, 4) int64 as in `Blend`.
     Returns:
-        (N, C, H, W) float32; an image whose weight is 0, and all outside of a box, stays the same to the last bit.
+        (N, C, H, W), the same dtype; an image whose weight is 0, and all outside of a box, stays to the last bit.
     """
     height, width = images.shape[2:]
     rows, columns = torch.arange(height, device=images.device), torch.arange(width, device=images.device)
     inside = ((rows >= boxes[:, 0, None]) & (rows < boxes[:, 1, None]))[:, :, None]  # (N, H, 1)
     inside = inside & ((columns >= boxes[:, 2, None]) & (columns < boxes[:, 3, None]))[:, None]  # (N, H, W)
     weight = weights[:, None, None] * inside  # (N, H, W)
-    return torch.lerp(images, partners, weight[:, None])
+    return torch.lerp(images, partners, weight[:, None].to(images.dtype))
 
 
 def blend_rows(

@@ -180,3 +180,19 @@ def read_policy(record: Mapping[str, object], class_names: Sequence[str]) -> Mix
     values = {key: value for key, value in record.items() if key not in ("name", "label_origin_bits")}
     section = MixingSection.model_validate(values)
     return build_policy(str(record.get("name", "")), section, class_names, range(len(class_names)))
+
+
+def sure_rows(labels: NDArray[np.int64], sureness: NDArray[np.float32], n_classes: int) -> NDArray[np.float32]:
+    """Targets of images whose label is not certain (`MixingPolicy.labels`).
+
+    Args:
+        labels: (...) int64.
+        sureness: (...) float32 in [0, 1] that the label is right.
+        n_classes: of the data set.
+    Returns:
+        (..., n_classes) float32: the sureness at the label, the rest spread evenly over the others; of sum 1.
+    """
+    rest = (1.0 - sureness) / max(1, n_classes - 1)
+    rows = np.repeat(rest[..., None], n_classes, axis=-1).astype(np.float32)
+    np.put_along_axis(rows, labels[..., None], sureness[..., None], axis=-1)
+    return rows

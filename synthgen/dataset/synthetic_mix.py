@@ -11,6 +11,7 @@ gives it.
 """
 
 from collections.abc import Iterator
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -19,7 +20,7 @@ from torch import Tensor, from_numpy
 from torch.utils.data import Sampler
 
 from synthgen.dataset.blending import blend_images, blend_rows, draw_blend
-from synthgen.dataset.mixing import MixingPolicy
+from synthgen.dataset.mixing import MixingPolicy, sure_rows
 from synthgen.dataset.sampling import BalancedBatches
 from synthgen.dataset.shards import REAL, SYNTHETIC
 from synthgen.dataset.torch_dataset import AugmentedImages
@@ -64,7 +65,7 @@ class SyntheticMix(Sampler[list[int]]):
         made = np.asarray(images.indices(SYNTHETIC), dtype=np.int64)
         made = made[self.policy.used(images.labels[made])]
         self._synthetic = _with_stand_ins(images, self._real, made)
-        self._labels = images.labels
+        self._labels, self._certain = images.labels, images.sureness
         self._occurring = np.unique(images.labels[self._real]) if len(self._real) else np.zeros(0, np.int64)
         n_synthetic = max(self._count(step) for step in range(steps)) if len(self._occurring) else 0
         if n_synthetic >= batch or not len(self._occurring):
@@ -100,11 +101,18 @@ class SyntheticMix(Sampler[list[int]]):
                     rows = np.concatenate([rows, self._real[partners.take(n, weights)][order]])
             yield rows.tolist()
 
+    @cached_property
+    def _sureness(self) -> list[NDArray[np.float32]]:
+        """Of each step's images (batch,): `blend` is given none of their indices, so all are drawn once more."""
+        return [self._certain[rows[: self.batch]] for rows in self]
+
     def _generator(self, step: int) -> np.random.Generator:
         return numpy_generator(self.seed, "synthetic mix", "blend", step)
 
     def blend(self, images: Tensor, labels: Tensor, step: int) -> tuple[Tensor, Tensor]:
         """A batch as the measured arm sees it: partners blended in, labels as rows, synthetic images by their weight.
+
+        Under a policy with `labels: agreement` rows of synthetic images hold the teacher's sureness.
 
         Args:
             images: (N, C, H, W) floating point, of the list of indices of this `step`, on any device.
@@ -124,7 +132,8 @@ class SyntheticMix(Sampler[list[int]]):
                 f"{len(images)} of {images.dtype}. Count the steps of the loader from 0 and convert in `transform`"
             )
         first, own = self.batch - n, labels[: self.batch].cpu().numpy()
-        targets = np.eye(n_classes, dtype=np.float32)[own]  # (batch, n_classes)
+        certain = self._sureness[step] if self.policy.labels == "agreement" else np.ones(self.batch, np.float32)
+        targets = sure_rows(own, certain, n_classes)  # (batch, n_classes)
         targets[first:] *= np.float32(self.policy.loss_weight)
         if n_partners:
             rng = self._generator(step)

@@ -26,7 +26,7 @@ from synthgen.dataset.shards import REAL, SYNTHETIC, TRAIN, count_rows
 from synthgen.errors import ArtifactError, ConfigError
 
 ORIGINS = (REAL, SYNTHETIC)
-COLUMNS = ["image", "label", "origin", "split", "group"]
+COLUMNS = ["image", "label", "origin", "split", "group", "teacher_agreement"]
 
 
 class AugmentedImages(Dataset[tuple[Any, int]]):
@@ -40,6 +40,7 @@ class AugmentedImages(Dataset[tuple[Any, int]]):
         labels: (n,) int64.
         origins: (n,) `real` or `synthetic`.
         groups: (n,) the object that a real image shows; "" of a synthetic one.
+        sureness: (n,) float32 in [0, 1], the teacher's probability of a synthetic image's label; 1 of a real one.
         policy: how synthetic images were mixed in when the gain was measured; `SyntheticMix` applies it.
     """
 
@@ -87,6 +88,8 @@ class AugmentedImages(Dataset[tuple[Any, int]]):
         self.groups: NDArray[np.str_] = np.asarray(
             [group or "" for group in rows.column("group").to_pylist()], dtype=np.str_
         )
+        agreement = pc.fill_null(rows.column("teacher_agreement"), 1.0)
+        self.sureness: NDArray[np.float32] = agreement.to_numpy().astype(np.float32)
         self.transform = transform
         self.synthetic_transform = transform if isinstance(synthetic_transform, EllipsisType) else synthetic_transform
         self.policy: MixingPolicy = read_policy(summary.get("policy", {"name": "synthetic"}), self.class_names)

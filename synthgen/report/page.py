@@ -68,7 +68,7 @@ class ModelHistory:
 
 @dataclass(frozen=True)
 class ArmChoice:
-    """How the classical arm of a fold was chosen: cross-fitted score per arm (may be empty)."""
+    """How the classical arm of a fold was chosen: score per arm, cross-fitted or of validation images; may be empty."""
 
     fold: str
     chosen: str
@@ -119,6 +119,7 @@ class ReportContent:
         folds: rows of metrics/folds.csv; may be empty.
         acceptance: shard -> selection, `SLUG` and `SLUG.shared`, of the `final` fold.
         examples, histories, choices, costs: see their classes; each may be empty.
+        crossfit: whether the classical arm was chosen by cross-fitting inside the fold, else on validation images.
         share: share of the draws that were synthetic.
         worth: metrics/worth.json; None where there is none.
         origins: one per arm with synthetic images; areas: one per class of the release; either may be empty.
@@ -135,6 +136,7 @@ class ReportContent:
     histories: Sequence[ModelHistory] = ()
     choices: Sequence[ArmChoice] = ()
     costs: Sequence[CostRow] = ()
+    crossfit: bool = True
     share: float = 0.25
     worth: Mapping[str, Any] | None = None
     origins: Sequence[ArmOrigin] = ()
@@ -176,6 +178,7 @@ def render_page(content: ReportContent) -> str:
             choices=content.choices,
             choice_arms=sorted({arm for choice in content.choices for arm in choice.scores}),
             costs=content.costs,
+            crossfit=content.crossfit,
             share=content.share,
             worth=content.worth,
             worth_sentence=worth_sentence(content.worth) if content.worth else "",

@@ -1,19 +1,21 @@
 """Stage `compare`: predictions of all arms in; metrics/gain.json, classes.csv, folds.csv and the log of looks out.
 
 Owns reading, pairing and logging. Refuses arms that were measured on different images, an arm whose
-baseline is not the one that its own cross-fitting chose, and a test set that is not the plan's.
+baseline is not the one that the classical arms' own scores choose, and a test set that is not the plan's.
 """
 
 import csv
 import io
 from collections import Counter
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from synthgen.artifacts import atomic_file, digest_of, read_json, sha256_bytes, write_json
-from synthgen.classifier.arms import measured_arm
+from synthgen.classifier.arms import measured_arm, needs_unlabelled
+from synthgen.config import MEASURED_POLICY, POLICIES, Config
 from synthgen.dataset.predictions import AlignedLogits, Predictions, load_predictions
 from synthgen.errors import ArtifactError, MeasurementError
 from synthgen.metrics.choice import choose_arm
@@ -87,11 +89,12 @@ def _chosen_arms(
 ) -> tuple[list[str], str]:
     """The classical arm chosen in each fold, checked against what the arms built on it recorded.
 
-    Also the arm to train with on all data: the one with the best cross-fitted score, averaged over folds.
+    Also the arm to train with on all data: the one with the best score of those choices, averaged over folds.
     """
     config, plan = workspace.config, workspace.plan
     scarce = [plan.classes[slug].label for slug in plan.scarce_slugs]
     built = {arm: read_json(workspace.evaluation(arm) / "arm.json") for arm in challengers if arm.startswith("best+")}
+    how = "cross-fitting" if config.evaluate.crossfit else "the score on validation rows"
     chosen = []
     sums: Counter[str] = Counter()
     for fold in plan.measured_folds:
@@ -101,7 +104,7 @@ def _chosen_arms(
             theirs = record.get("folds", {}).get(fold, {}).get("arm")
             if theirs != best:
                 raise MeasurementError(
-                    f"in fold {fold} {arm} was built on {theirs!r}, but cross-fitting chooses {best!r}; its "
+                    f"in fold {fold} {arm} was built on {theirs!r}, but {how} chooses {best!r}; its "
                     "predictions are older than those of the classical arms: run `dvc repro` for both"
                 )
         chosen.append(best)
@@ -152,18 +155,41 @@ def log_look(workspace: Workspace, test_digest: str, procedure_digest: str) -> i
     return known.index(procedure_digest) + 1
 
 
+def _used_policies(config: Config) -> dict[str, dict[str, Any]]:
+    """What arms and the search mix by, name by name, without what is at its default or not used."""
+    policies = {**POLICIES, **config.challenge.policies}
+    names = {arm.partition("+")[2] for arm in config.challenge.arms}
+    if config.challenge.searched_arms:
+        names |= {MEASURED_POLICY, *config.search.candidates}
+    used = {name: policies[name].model_dump(mode="json", exclude_defaults=True) for name in names & policies.keys()}
+    for policy in used.values():
+        if "blend" not in policy:
+            policy.pop("blend_alpha", None)
+    return used
+
+
+def _unused(config: Config) -> Iterator[tuple[str, str]]:
+    """(section, key) of what nothing reads: a projection under normal latents, images that nobody asks for, ..."""
+    if config.synthesize.latents == "normal":
+        yield "synthesize", "projection"
+    if config.pretrain.network.architecture != "translate_masked":
+        yield "pretrain", "keep_weight"
+    bases = [arm.partition("+")[0] for arm in (*config.evaluate.arms, *config.challenge.arms)]
+    if not config.pretrain.unlabelled and not any(map(needs_unlabelled, bases)):
+        yield "source", "unlabelled"
+
+
 def procedure_digest(workspace: Workspace, arms: list[str]) -> str:
     """sha256 of what decides what is compared: arms, sections of params.yaml, versions of synthgen's parts."""
     # Without what is at its default, so that a field which synthgen gets anew is no new look at the same procedure; a
     # default that changes comes with another version of its part.
     config = workspace.config.model_dump(mode="json", exclude_defaults=True)
-    # What is set but not used decides nothing either: the strength of no blend, a projection under normal latents, a
-    # search that no arm asks for.
-    for policy in config["challenge"].get("policies", {}).values():
-        if "blend" not in policy:
-            policy.pop("blend_alpha", None)
-    if "latents" not in config.get("synthesize", {}):
-        config.get("synthesize", {}).pop("projection", None)
+    # What is set but not used decides nothing either.
+    config["challenge"]["policies"] = _used_policies(workspace.config)
+    for section, key in _unused(workspace.config):
+        config.get(section, {}).pop(key, None)
+    if workspace.config.plan.strategy != "adapted":
+        config.pop("adapt", None)  # `scratch` stays under every strategy: looks were logged with it
     searched = ["search"] if workspace.config.challenge.searched_arms else []
     telling = {*TELLING_PARTS, "search"} - {*searched}
     return digest_of(

@@ -3,7 +3,7 @@
 Owns reading what the stages before it wrote, and the cost in images and steps. Refuses nothing but damaged inputs:
 what a strategy does not have (adapted generators, a `shared` pool) is left out of the page.
 
-Reads of params.yaml: `report`, `classifier`, `synthesize.teacher_steps`, `evaluate.crossfit` and `challenge`.
+Reads of params.yaml: `report`, `classifier`, `synthesize.teacher_steps`, `evaluate` and `challenge`.
 """
 
 import csv
@@ -16,6 +16,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthgen.artifacts import atomic_file, read_json
+from synthgen.classifier.arms import BEST, CLASSICAL_ARMS, trains_teacher
 from synthgen.config import Config, MixingSection
 from synthgen.dataset.acceptance import Acceptance, read_acceptance
 from synthgen.dataset.origin_record import ORIGIN_FILE, read_origin
@@ -93,6 +94,7 @@ def collect_content(workspace: Workspace) -> ReportContent:
         histories=histories,
         choices=_choices(record, gain),
         costs=cost_rows(config, plan, gain, histories, acceptance),
+        crossfit=config.evaluate.crossfit,
         share=float(record.get("share", MixingSection().share)),
         worth=read_json(workspace.worth) if workspace.worth.exists() else None,
         origins=_origins(workspace, gain),
@@ -253,11 +255,37 @@ def cost_rows(
         total = f"{count(steps * n_arms * n_measured * repeats)} steps"
         rows.append(CostRow(f"training classifiers, {what}", each, times, total))
     if config.evaluate.crossfit:
-        n_parts = n_measured if plan.mode == "frozen" else n_measured - 1
+        n_parts = _inner_parts(plan)
         times = f"{n_classical} arms × {n_measured} folds × {n_parts} parts"
         total = f"{count(steps * n_classical * n_measured * n_parts)} steps"
         rows.append(CostRow("cross-fitting, to choose the classical arm", each, times, total))
+    if n_teachers := _pseudo_teachers(config, plan, gain):
+        total = f"{count(steps * n_teachers)} steps"
+        rows.append(CostRow("training the teachers of arms with pseudo labels", each, f"{n_teachers} trainings", total))
     return rows
+
+
+def _pseudo_teachers(config: Config, plan: Plan, gain: Mapping[str, Any]) -> int:
+    """How many trainings began with that of a teacher: repeats and, of classical arms, cross-fitted parts."""
+
+    def taught(name: str) -> bool:
+        arm = CLASSICAL_ARMS.get(name)
+        return arm is not None and trains_teacher(arm, config.evaluate.share, config.classifier.batch)
+
+    challengers = {gain["challenger"], *gain.get("beside", {})}
+    n_measured, repeats = len(plan.measured_folds), int(gain["n_repeats"])
+    n_classical = sum(taught(arm) for arm in gain["arms"] if arm not in challengers)
+    n_repeated = n_classical * n_measured
+    for arm in challengers:
+        base = arm.partition("+")[0]
+        n_repeated += sum(map(taught, gain.get("chosen", {}).values())) if base == BEST else taught(base) * n_measured
+    n_parts = _inner_parts(plan) if config.evaluate.crossfit else 0
+    return n_repeated * repeats + n_classical * n_measured * n_parts
+
+
+def _inner_parts(plan: Plan) -> int:
+    n_measured = len(plan.measured_folds)
+    return n_measured if plan.mode == "frozen" else n_measured - 1
 
 
 def _gan_costs(plan: Plan, histories: Sequence[ModelHistory]) -> list[CostRow]:

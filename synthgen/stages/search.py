@@ -19,11 +19,11 @@ import torch
 from numpy.typing import NDArray
 
 from synthgen.artifacts import digest_of, read_json, write_json
-from synthgen.classifier.arms import ArmSpec, classical_arm, searched_arm
+from synthgen.classifier.arms import ArmSpec, classical_arm, searched_arm, trains_teacher
 from synthgen.classifier.job_cache import job_digests, kept_predictions
 from synthgen.classifier.job_records import TrainingContext, TrainingJob
 from synthgen.classifier.jobs import run_jobs, worker_count
-from synthgen.config import POLICIES, SearchSection
+from synthgen.config import POLICIES, Config, SearchSection
 from synthgen.dataset.mixing import policy_record
 from synthgen.dataset.mixing_candidates import Candidate, list_candidates, share_variants
 from synthgen.dataset.prepared import PreparedData, load_prepared
@@ -229,13 +229,25 @@ def run_search(workspace: Workspace, device: torch.device, n_workers: int | None
             "expected_gain": expected,
             "cost": {
                 "trainings": outcome.trainings,
-                "steps": outcome.trainings * config.classifier.steps,
+                "steps": trained_steps(config, outcome.trainings, trainer.bases),
                 "seconds": took,
                 "rungs": outcome.rungs,
                 "stopped": outcome.stopped,
             },
         }
         write_json(workspace.search_result, record)
+
+
+def trained_steps(config: Config, trainings: int, bases: Mapping[str, ArmSpec]) -> int:
+    """Optimizer steps of the trainings of candidates, and of the teachers that some bases train before each.
+
+    Args:
+        config: `classifier` and `evaluate.share`.
+        trainings: in all, as many in every fold.
+        bases: fold -> the arm that candidates are trained on top of.
+    """
+    with_teacher = [trains_teacher(base, config.evaluate.share, config.classifier.batch) for base in bases.values()]
+    return config.classifier.steps * (trainings + trainings // len(bases) * sum(with_teacher))
 
 
 def allowed_trainings(section: SearchSection, n_folds: int, seconds: float | None) -> int:

@@ -53,6 +53,19 @@ def test_pixels_are_those_of_one_image_inside_the_box_and_of_the_other_outside()
     torch.testing.assert_close(_blended(images, partners, weights), (1 - w) * images + w * partners)
 
 
+@pytest.mark.parametrize("kind", ["mixup", "cutmix"])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_images_of_any_precision_keep_it(kind: str, dtype: torch.dtype) -> None:
+    rng = np.random.default_rng(2)
+    images, partners = (torch.from_numpy(rng.uniform(-1.0, 1.0, size=(20, 1, 6, 5))).to(dtype) for _ in range(2))
+    found = draw_blend(kind, 1.0, 20, (6, 5), rng)
+    shown = _blended(images, partners, found)
+    assert shown.dtype == dtype
+    in_float32 = _blended(images.float(), partners.float(), found)
+    atol = 4 * torch.finfo(dtype).eps if dtype != torch.float64 else 1e-6
+    torch.testing.assert_close(shown.float(), in_float32, rtol=0.0, atol=atol)
+
+
 def test_shares_follow_the_beta_distribution_of_the_papers() -> None:
     rng = np.random.default_rng(1)
     assert kstest(draw_blend("mixup", 0.3, 4000, (8, 8), rng).shares, beta(0.3, 0.3).cdf).pvalue > 0.01

@@ -9,7 +9,9 @@ import torch
 from torch.utils.data import DataLoader
 
 from synthgen.artifacts import canonical_json, sha256_file
-from synthgen.dataset.blending import BlendKind
+from synthgen.classifier.draws import Draws, build_targets
+from synthgen.classifier.partners import Partners
+from synthgen.dataset.blending import Blend, BlendKind
 from synthgen.dataset.mixing import MixingPolicy, policy_record
 from synthgen.dataset.prepared import pixel_sha256
 from synthgen.dataset.shards import SyntheticRows, write_real_shard, write_synthetic_shard
@@ -34,7 +36,8 @@ def _folder(tmp_path: Path, policy: MixingPolicy | None = None) -> Path:
         n = N_SYNTHETIC[label]
         made = np.full((n, 4, 4, 1), 10 * label + 100, np.uint8)
         scores = np.ones(n, np.float32)
-        rows = SyntheticRows(made, np.zeros(n, np.int64), np.arange(n, dtype=np.int32), scores, scores, scores)
+        agreement = np.linspace(0.5, 0.9, n, dtype=np.float32) + np.float32(0.01 * label)
+        rows = SyntheticRows(made, np.zeros(n, np.int64), np.arange(n, dtype=np.int32), scores, agreement, scores)
         write_synthetic_shard(tmp_path / f"synthetic-{name}.parquet", rows, generator_digest="a" * 64, **about)
     files = {path.name: {"sha256": sha256_file(path)} for path in tmp_path.glob("*.parquet")}
     summary = {"class_names": NAMES, "slugs": NAMES, "files": files}
@@ -136,6 +139,39 @@ def test_without_a_blend_targets_are_weighted_labels_and_images_stay(tmp_path: P
     torch.testing.assert_close(targets, torch.eye(3)[y] * weights[:, None])
     with pytest.raises(ConfigError, match="floating point"):
         mix.blend(x.to(torch.uint8), y, 0)
+
+
+@pytest.mark.parametrize("kind", ["none", "mixup", "cutmix"])
+def test_targets_hold_the_sureness_of_the_teacher_as_those_of_the_measured_arm(tmp_path: Path, kind: BlendKind) -> None:
+    policy = MixingPolicy("own", "default", (0.5,) * 3, loss_weight=0.5, labels="agreement", blend=kind)
+    images = AugmentedImages(_folder(tmp_path, policy), transform=lambda image: image.float())
+    is_synthetic = images.origins == "synthetic"
+    expected = np.concatenate([np.linspace(0.5, 0.9, 8, dtype=np.float32) + np.float32(0.01 * k) for k in range(2)])
+    np.testing.assert_array_equal(images.sureness, np.concatenate([np.ones(sum(N_REAL), np.float32), expected]))
+    mix = SyntheticMix(images, batch=24, steps=6, seed=3)
+    certain = SyntheticMix(images, batch=24, steps=6, seed=3, policy=replace(policy, labels="hard"))
+    for step, (rows, same) in enumerate(zip(mix, certain, strict=True)):
+        assert rows == same
+        x, y = _batch(images, rows)
+        shown, targets = mix.blend(x, y, step)
+        plain, hard = certain.blend(x, y, step)
+        assert torch.equal(shown, plain)
+        own = y[:24].numpy()
+        drawn = np.where(is_synthetic[rows[:24]], images.sureness[rows[:24]], np.float32(1.0))
+        weights = np.where(np.arange(24) < 12, np.float32(1.0), np.float32(0.5))
+        tables = np.zeros((1, 24), np.int64), own[None]
+        draws = Draws([], *tables, own[None], weights[None], drawn[None].astype(np.float32))
+        if kind != "none":
+            other = np.concatenate([np.zeros(12, np.int64), y[24:].numpy()])
+            # the sum of a hard row is (1 - share) x 0.5 + share
+            shares = 2.0 * hard.sum(dim=1).numpy() - 1.0
+            shares[:12] = 0.0
+            blend = Blend(np.zeros((1, 24), np.float32), np.zeros((1, 24, 4), np.int64), shares[None])
+            draws = replace(draws, partners=Partners(other[None], other[None], blend))
+        found = build_targets(draws, 3)[0]
+        np.testing.assert_allclose(targets.numpy(), found, atol=1e-6)
+        if kind == "none":  # a box of the whole image leaves nothing of the softened label
+            assert (targets[torch.from_numpy(is_synthetic[rows[:24]])] > 0).all()
 
 
 def test_what_cannot_be_mixed_is_refused(tmp_path: Path) -> None:

@@ -207,3 +207,20 @@ def test_unlabelled_images_are_counted_with_what_was_left_out(content: ReportCon
     words = Document(page).words
     assert "Beside them 12 unlabelled images; of their folder were left out: 3 × labelled_copy, 1 × <b>." in words
     assert "<b>" not in page
+
+
+def test_how_the_classical_arm_was_chosen_is_told_as_it_was(content: ReportContent) -> None:
+    def told(crossfit: bool, mode: str = "folds") -> str:
+        plan = content.plan.model_copy(update={"mode": mode})
+        return Document(render_page(dataclasses.replace(content, crossfit=crossfit, plan=plan))).words
+
+    apart = "its test images had no part in it"
+    assert "best cross-fitted score on the fold's own training side" in told(True)
+    assert apart in told(True)
+    # without cross-fitting other folds' classifiers, trained on images that this fold tests, take part
+    assert "best cross-fitted score" not in told(False)
+    assert apart not in told(False)
+    assert "were trained on some of the images that this fold is tested on" in told(False)
+    # one test set for all folds: no classifier was trained on it
+    assert apart in told(False, "frozen")
+    assert "were trained on" not in told(False, "frozen")

@@ -174,6 +174,50 @@ def test_a_blend_and_a_search_are_part_of_the_procedure_only_where_they_are_used
         assert len({_digest(project, arm, search=number) for number in (1, 9)}) == n_procedures
 
 
+def _digest_of(project: Workspace, **sections: object) -> str:
+    params = project.root / "params.yaml"
+    before = params.read_text()
+    with params.open("w") as stream:
+        YAML().dump({**YAML(typ="safe", pure=True).load(before), **sections}, stream)
+    found = procedure_digest(Workspace(project.root), ["real"])
+    params.write_text(before)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("unused", "used"),
+    [
+        ({"source": {"type": "digits", "unlabelled": "data/raw/.x"}}, {"pretrain": {"unlabelled": True}}),
+        ({"source": {"type": "digits", "unlabelled": "data/raw/.x"}}, {"evaluate": {"arms": ["pseudo_labelled"]}}),
+        (
+            {"pretrain": {"keep_weight": 2.0, "network": {"architecture": "dcgan"}}},
+            {"pretrain": {"keep_weight": 2.0, "network": {"architecture": "translate_masked"}}},
+        ),
+        (
+            {"challenge": {"arms": ["best+synthetic"], "policies": {"own": {"share": 0.4}}}},
+            {"challenge": {"arms": ["best+synthetic", "best+own"], "policies": {"own": {"share": 0.4}}}},
+        ),
+        (
+            {"challenge": {"arms": ["best+synthetic"], "policies": {"synthetic": {"share": 0.25}}}},
+            {"challenge": {"arms": ["best+synthetic"], "policies": {"synthetic": {"share": 0.3}}}},
+        ),
+        ({"adapt": {"kimg": 9.0}, "plan": {"strategy": "shared"}}, {"plan": {"strategy": "adapted"}}),
+    ],
+)
+def test_what_is_set_but_not_used_is_no_part_of_the_procedure(project, unused, used):
+    base = {"challenge": {"arms": ["best+synthetic"]}}
+    within = {key: value for key, value in {**base, **unused}.items() if key not in ("source", "adapt", "challenge")}
+    if "pretrain" in within:
+        within["pretrain"] = {"network": {"architecture": "dcgan"}}
+    assert _digest_of(project, **{**base, **unused}) == _digest_of(project, **{**base, **within})
+    without = {**base, **within, **used}
+    if "keep_weight" in without.get("pretrain", {}):
+        without["pretrain"] = {"network": without["pretrain"]["network"]}
+    if "challenge" in used:
+        without["challenge"] = base["challenge"]
+    assert _digest_of(project, **{**base, **unused, **used}) != _digest_of(project, **without)
+
+
 def test_a_stale_challenger_is_refused(project):
     path = project.evaluation("best+synthetic") / "arm.json"
     record = read_json(path)
@@ -182,6 +226,18 @@ def test_a_stale_challenger_is_refused(project):
     with pytest.raises(MeasurementError, match="in fold f3 best\\+synthetic was built on 'real'"):
         run_compare(project)
     assert not (project.metrics / "looks.json").exists()
+
+
+@pytest.mark.parametrize(("crossfit", "how"), [(True, "cross-fitting"), (False, "the score on validation rows")])
+def test_the_refusal_says_how_the_arm_was_chosen(project, crossfit, how):
+    params = project.root / "params.yaml"
+    config = YAML(typ="safe", pure=True).load(params.read_text())
+    with params.open("w") as stream:
+        YAML().dump({**config, "evaluate": {"arms": CLASSICAL, "crossfit": crossfit}}, stream)
+    path = project.evaluation("best+synthetic") / "arm.json"
+    write_json(path, {**read_json(path), "folds": {fold: {"arm": "real"} for fold in FOLDS}})
+    with pytest.raises(MeasurementError, match=f"but {how} chooses 'classical'"):
+        run_compare(Workspace(project.root))
 
 
 def test_arms_on_different_images_are_refused(project):

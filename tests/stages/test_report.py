@@ -6,7 +6,8 @@ import pytest
 from synthgen.artifacts import read_json, sha256_file, write_json
 from synthgen.errors import ArtifactError
 from synthgen.records import FINAL
-from synthgen.stages.report import collect_content, run_report
+from synthgen.stages.report import collect_content, cost_rows, run_report
+from synthgen.stages.workspace import Workspace
 
 
 class Collector(HTMLParser):
@@ -77,6 +78,38 @@ def test_costs_multiply(finished_run: Any) -> None:
     assert costs["adapting GANs to single classes"] == "24 kimg"
     assert costs["training classifiers, classical arms"].replace("\u202f", "") == f"{steps * 2 * 2 * 2} steps"
     assert costs["cross-fitting, to choose the classical arm"].replace("\u202f", "") == f"{steps * 2 * 2 * 1} steps"
+
+
+def test_the_teachers_of_pseudo_labelled_cost_a_training_each(finished_run: Any) -> None:
+    content = collect_content(finished_run.workspace)
+    row = "training the teachers of arms with pseudo labels"
+    assert row not in {cost.what for cost in content.costs}
+    config = finished_run.workspace.config
+    classical = ["classical", "pseudo_labelled"]
+    challengers = ["best+synthetic", "pseudo_labelled+shared"]
+    gain = {
+        **content.gain,
+        "arms": dict.fromkeys([*classical, *challengers]),
+        "chosen": dict(zip(content.gain["chosen"], reversed(classical), strict=True)),
+        "beside": {challengers[1]: {}},
+    }
+
+    def total(share: float, crossfit: bool) -> str | None:
+        evaluate = config.evaluate.model_copy(update={"share": share, "crossfit": crossfit})
+        costs = cost_rows(config.model_copy(update={"evaluate": evaluate}), content.plan, gain, [], {})
+        return next((cost.total.replace("\u202f", "") for cost in costs if cost.what == row), None)
+
+    # 2 repeats: in 2 folds of the classical arm, in 2 of pseudo_labelled+shared, in the 1 whose best arm it is
+    assert total(0.25, False) == f"{config.classifier.steps * 2 * (2 + 2 + 1)} steps"
+    assert total(0.25, True) == f"{config.classifier.steps * (2 * (2 + 2 + 1) + 2 * 1)} steps"
+    assert total(0.0, True) is None
+
+
+def test_the_choice_of_arm_is_told_by_evaluate_crossfit(finished_run: Any) -> None:
+    assert collect_content(finished_run.workspace).crossfit
+    params = finished_run.workspace.root / "params.yaml"
+    params.write_text(params.read_text().replace("evaluate:", "evaluate:\n  crossfit: false"))
+    assert not collect_content(Workspace(finished_run.workspace.root)).crossfit
 
 
 def test_what_a_strategy_does_not_have_is_left_out(finished_run: Any) -> None:

@@ -9,9 +9,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+from ruamel.yaml import YAML
 
 from benchmarks.simulated_searches import simulate_search
 from synthgen.artifacts import read_json, write_json
+from synthgen.classifier.arms import classical_arm
+from synthgen.config import parse_config
 from synthgen.dataset.mixing_candidates import Candidate
 from synthgen.dataset.origin_record import ORIGIN_FILE
 from synthgen.dataset.predictions import load_predictions
@@ -25,7 +28,7 @@ from synthgen.stages.compare import procedure_digest, run_compare
 from synthgen.stages.evaluate import run_evaluate
 from synthgen.stages.plan import check_arms, run_plan
 from synthgen.stages.prepare import run_prepare
-from synthgen.stages.search import run_search
+from synthgen.stages.search import run_search, trained_steps
 from synthgen.stages.tables import verdict_table
 from synthgen.stages.workspace import Workspace
 
@@ -105,6 +108,15 @@ def test_every_fold_and_the_release_have_a_choice_with_its_gain_and_cost(searche
     assert cost["seconds"] is None  # budgets in trainings give equal bytes on every machine
     assert set(record["expected_gain"]) == {"score", "balanced_accuracy"}
     assert not (searched.root / ".synthgen" / "scratch" / "classifier-search").exists()
+
+
+def test_a_base_with_a_teacher_costs_two_trainings() -> None:
+    config = parse_config(YAML(typ="safe", pure=True).load(PARAMS))
+    bases = {"f0": classical_arm("classical"), "f1": classical_arm("pseudo_labelled")}
+    assert trained_steps(config, 40, dict.fromkeys(bases, bases["f0"])) == 6 * 40
+    assert trained_steps(config, 40, bases) == 6 * (20 + 2 * 20)
+    nothing = config.model_copy(update={"evaluate": config.evaluate.model_copy(update={"share": 0.0})})
+    assert trained_steps(nothing, 40, bases) == 6 * 40
 
 
 def test_the_default_over_itself_gains_nothing_and_the_base_is_trained_as_it_is(searched: Workspace) -> None:
