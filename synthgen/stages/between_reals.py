@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from synthgen.classifier.networks import SmallCnn
 from synthgen.classifier.prediction import unit_features
 from synthgen.config import SynthesizeSection
+from synthgen.errors import TrainingError
 from synthgen.gan.anchor_file import SUFFIX, save_anchors
 from synthgen.gan.checkpoint import TrainedGan
 from synthgen.gan.interpolation import Anchors
@@ -97,6 +98,11 @@ class RealAnchors:
             ArtifactError: the file cannot be written.
         """
         section, rows = self._section.projection, np.flatnonzero(self._labels == label)
+        if not len(rows):
+            raise TrainingError(
+                f"{self._fold} {name}: the training side has no image of this class, and between_reals "
+                "draws between such images; set synthesize.latents: normal, or bring images of the class"
+            )
         # one choice for all generators of a class
         rng = numpy_generator(self._seed, "projected reals", self._fold, label)
         chosen = rows[choose_reals(self._objects[rows], section.reals, rng)]

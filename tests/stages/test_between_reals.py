@@ -11,15 +11,16 @@ from hypothesis import strategies as st
 from ruamel.yaml import YAML
 
 from synthgen.artifacts import read_json, sha256_file, write_json
-from synthgen.config import parse_config
+from synthgen.classifier.networks import SmallCnn
+from synthgen.config import SynthesizeSection, parse_config
 from synthgen.dataset.prepared import load_prepared
 from synthgen.dataset.shards import read_images
-from synthgen.errors import ConfigError
+from synthgen.errors import ConfigError, TrainingError
 from synthgen.gan.anchor_file import SUFFIX, load_anchors, save_anchors
 from synthgen.gan.checkpoint import load_gan
 from synthgen.gan.sampling import sample_batch
 from synthgen.stages.adapt import run_adapt
-from synthgen.stages.between_reals import choose_reals
+from synthgen.stages.between_reals import RealAnchors, choose_reals
 from synthgen.stages.compare import procedure_digest
 from synthgen.stages.plan import run_plan
 from synthgen.stages.prepare import run_prepare
@@ -77,6 +78,27 @@ def made(trained: Path) -> Workspace:
 
 def _digests(folder: Path) -> dict[str, str]:
     return {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+
+
+def test_a_class_without_training_images_is_refused(made: Workspace, tmp_path: Path) -> None:
+    names = np.array(["a", "b"])
+    anchors = RealAnchors(
+        SynthesizeSection(),
+        np.zeros((2, 8, 8, 1), np.uint8),
+        np.array([0, 1]),
+        names,
+        names,
+        np.zeros((2, 4), np.float32),
+        teacher=SmallCnn(8, 1, 2, 4),
+        fallback_distance=1.0,
+        seed=0,
+        fold="f0",
+        device=CPU,
+    )
+    gan = load_gan(made.shared_model("f0"), CPU)
+    with pytest.raises(TrainingError, match="f0 two: the training side has no image of this class"):
+        anchors.find(tmp_path, "two", 2, gan)
+    assert not list(tmp_path.iterdir())
 
 
 def test_no_image_beyond_the_training_side_is_projected(made: Workspace, tmp_path: Path) -> None:
