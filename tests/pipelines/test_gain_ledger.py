@@ -36,6 +36,7 @@ def test_a_new_version_of_a_part_runs_the_stages_again_that_depend_on_it(
     workspace = SimpleNamespace(config=Config.model_validate(params), plan=plan)
     monkeypatch.setattr(gain, "Workspace", lambda _: workspace)
     monkeypatch.setattr(gain, "_plan", lambda _: None)
+    monkeypatch.setattr(gain, "load_plan", lambda _: plan)
     ran: list[str] = []
     works = ("prepare", "pretrain", "adapt", "scratch", "synthesize", "evaluate", "challenge", "compare")
     for stage in works:
