@@ -23,6 +23,7 @@ from synthgen.dataset.unlabelled import write_unlabelled_index
 from synthgen.errors import ConfigError, PlanError
 from synthgen.records import PLAN_COMMAND, ClassPlan, Plan
 from synthgen.stages.plan import build_plan, known_images, with_search
+from synthgen.stages.raw_subfolder import check_raw_subfolder
 from synthgen.stages.survey import Survey, count_groups, count_images, scratch_folder, survey_source
 from synthgen.stages.unlabelled import FoundUnlabelled, gather_unlabelled
 from synthgen.stages.workspace import Workspace
@@ -67,25 +68,13 @@ def find_mask_folder(config: Config, root: Path) -> Path | None:
     """
     if config.prepare.masks is None:
         return None
-    masks, raw = PurePosixPath(config.prepare.masks), PurePosixPath(config.source.path)
     said = f"prepare.masks {config.prepare.masks!r}"
     if config.source.type not in {"imagefolder", "csv"}:
         raise ConfigError(
             f"{said}: masks belong to image files, not to source.type {config.source.type}; remove the setting, or use "
             "imagefolder or csv"
         )
-    if not masks.is_relative_to(raw) or masks == raw or ".." in masks.parts:
-        raise ConfigError(
-            f"{said} does not lie inside source.path {config.source.path!r}, the folder that `dvc repro` watches; move "
-            f"the masks to {(raw / '.masks').as_posix()}"
-        )
-    first = masks.relative_to(raw).parts[0]
-    if config.source.type == "imagefolder" and not first.startswith("."):
-        raise ConfigError(
-            f"{said} would be read as the class {first!r}; give the folder a name with a dot before it, as in "
-            f"{(raw / '.masks').as_posix()}"
-        )
-    folder = root / masks
+    folder = root / check_raw_subfolder(config.source, "prepare.masks", config.prepare.masks, ".masks")
     if folder.is_symlink() or not folder.is_dir():
         raise ConfigError(f"{said} is no folder; put the masks there or remove the setting")
     return folder

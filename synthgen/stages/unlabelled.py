@@ -16,6 +16,7 @@ from synthgen.dataset.raw import QuarantineRow
 from synthgen.dataset.scan import Scan, scan_source
 from synthgen.dataset.unlabelled import FOLDER, Usable, find_usable, write_unlabelled
 from synthgen.errors import ConfigError, SourceError
+from synthgen.stages.raw_subfolder import check_raw_subfolder
 from synthgen.stages.survey import Survey
 
 MOSTLY = 0.5
@@ -53,22 +54,13 @@ def check_unlabelled(config: Config) -> None:
                 f"inside source.path, such as {config.source.path}/.unlabelled, or remove it"
             )
         return
-    folder, raw = PurePosixPath(given), PurePosixPath(config.source.path)
-    said = f"source.unlabelled {given!r}"
-    if not folder.is_relative_to(raw) or folder == raw or ".." in folder.parts:
-        raise ConfigError(
-            f"{said} does not lie inside source.path {config.source.path!r}, the folder that `dvc repro` watches; move "
-            f"the images to {(raw / '.unlabelled').as_posix()}"
-        )
-    first = folder.relative_to(raw).parts[0]
-    if config.source.type == "imagefolder" and not first.startswith("."):
-        raise ConfigError(
-            f"{said} would be read as the class {first!r}; give the folder a name with a dot before it, as in "
-            f"{(raw / '.unlabelled').as_posix()}"
-        )
+    folder = check_raw_subfolder(config.source, "source.unlabelled", given, ".unlabelled")
     masks = None if config.prepare.masks is None else PurePosixPath(config.prepare.masks)
     if masks is not None and (masks.is_relative_to(folder) or folder.is_relative_to(masks)):
-        raise ConfigError(f"{said} and prepare.masks {config.prepare.masks!r} overlap; give each a folder of its own")
+        raise ConfigError(
+            f"source.unlabelled {given!r} and prepare.masks {config.prepare.masks!r} overlap; give each a "
+            "folder of its own"
+        )
 
 
 def _check_pretrain(config: Config) -> None:
