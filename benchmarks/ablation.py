@@ -20,10 +20,11 @@ from typing import Any
 import numpy as np
 import torch
 from bench_data import ROOT
-from gain import RESULTS, Ledger, measured_numbers, run_project
+from gain import RESULTS, Ledger, Split, measured_numbers, run_project, what_was_set
 from gain_sets import SETS, GainSet, lay_out_project
 from gain_table import Units, interval, read_units, write_tables
 from ruamel.yaml import YAML
+from side_by_side import Turn, run_each
 
 from synthgen.artifacts import digest_of, write_json
 from synthgen.dataset.acceptance import read_acceptance
@@ -137,7 +138,7 @@ def run_variant(base: Path, folder: Path, changes: dict[str, dict[str, Any]], de
     ledger = Ledger(folder)
     ledger.run("base", {name: done[name]["key"] for name in used}, [], lambda: link_base(base, folder, arms))
     workspace = Workspace(folder)
-    config, versions = workspace.config.model_dump(mode="json"), workspace.plan.versions
+    config, versions = what_was_set(workspace.config), workspace.plan.versions
     shared = [config["seed"], config["transforms"], config["classifier"], versions["classifier"]]
     sampled = []
     for fold in workspace.plan.measured_folds:
@@ -194,7 +195,7 @@ def keep_numbers(one: GainSet, split: int, variant: str, folder: Path) -> None:
     path = RESULTS / f"ablation_{one.name}.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"variants": {}}
     workspace = Workspace(folder)
-    config = workspace.config.model_dump(mode="json")
+    config = what_was_set(workspace.config)
     kept = record["variants"].setdefault(variant, {"splits": {}})
     kept["splits"][str(split)] = {
         "folds": measured_numbers(workspace),
@@ -279,6 +280,24 @@ def _arm_rows(arm: str, units: dict[str, Units], one: GainSet) -> list[str]:
     return lines
 
 
+def run_split(split: Split, turn: Turn) -> None:
+    """All variants of one split; `turn` is held while numbers are written beside those of other splits."""
+    logging.basicConfig(
+        level=logging.INFO, format=f"%(asctime)s {split.name} {split.number}: %(message)s", datefmt="%H:%M:%S"
+    )
+    one, device = SETS[split.name], resolve_device(split.device)
+    try:
+        make_base(one, split.number, split.folder, device)
+        for name, changes in VARIANTS.items():
+            log.info(name)
+            folder = split.folder.with_name(f"ablation-{split.number}") / name
+            run_variant(split.folder, folder, changes, device)
+            with turn:
+                keep_numbers(one, split.number, name, folder)
+    except SynthgenError as error:
+        sys.exit(f"{split}: {error}")
+
+
 def main() -> None:
     """Runs what is missing of the asked splits, then makes the table."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
@@ -288,23 +307,19 @@ def main() -> None:
     )
     parser.add_argument("--splits", type=int, nargs="*", default=None, help="numbers of splits; default all")
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="splits at the same time, each on its own cores (default 1)"
+    )
     parser.add_argument("--write", action="store_true", help="put the table into docs/results.md")
     arguments = parser.parse_args()
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    one, device = SETS[arguments.set], resolve_device(arguments.device)
-    for split in range(one.n_splits) if arguments.splits is None else arguments.splits:
-        base = arguments.folder.resolve() / one.name / f"split-{split}"
-        log.info("%s, split %d", one.name, split)
-        try:
-            make_base(one, split, base, device)
-            for name, changes in VARIANTS.items():
-                log.info("%s, split %d, %s", one.name, split, name)
-                folder = base.with_name(f"ablation-{split}") / name
-                run_variant(base, folder, changes, device)
-                keep_numbers(one, split, name, folder)
-        except SynthgenError as error:
-            sys.exit(f"{one.name}, split {split}: {error}")
+    one, home = SETS[arguments.set], arguments.folder.resolve() / arguments.set
+    numbers = range(one.n_splits) if arguments.splits is None else arguments.splits
+    splits = [Split(one.name, k, home / f"split-{k}", "models", arguments.device, False) for k in numbers]
+    try:
+        run_each(splits, run_split, arguments.jobs)
+    except ValueError as error:
+        parser.error(f"--jobs {arguments.jobs}: {error}")
     path = RESULTS / f"ablation_{one.name}.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"variants": {}}
     if arguments.write:

@@ -44,7 +44,6 @@ def make_context(size: int, width: int, steps: int, device: torch.device) -> Tra
         banks={},
         synthetic={},
         section=ClassifierSection(width=width, steps=steps),
-        share=0.0,
         real_share=0.0,
         mix_alpha=0.3,
         seed=0,
@@ -76,7 +75,7 @@ def one_program_against_in_turn(size: int, width: int, steps: int, device: torch
     """The ten as one batched program on one thread, whatever `pays_together` says, against one after the other."""
     context = make_context(size, width, steps, device)
     todo = _todo(context)
-    settings = {"n_classes": N_CLASSES, "share": 0.0, "real_share": 0.0, "mix_alpha": 0.3, "device": device}
+    settings = {"n_classes": N_CLASSES, "real_share": 0.0, "mix_alpha": 0.3, "device": device}
     reals = RealImages(context.images, context.data.labels, context.bank_rows, image_rows=np.arange(N_IMAGES))
     members = [Member(reals, None, seed) for seed in range(N_REPEATS)]
     threads = torch.get_num_threads()

@@ -1,8 +1,8 @@
-"""Measures the gain on real data sets: `python benchmarks/gain.py [SET ...] [--folder DIR] [--splits 0 1 2]`.
+"""Measures the gain on real data sets: `python benchmarks/gain.py [SET ...] [--splits 0 1 2] [--jobs 2]`.
 
 Without a SET all are measured, CIFAR-10-LT where there is a GPU; that takes about a day of two cores.
-Each split is a project of its own in DIR/SET/, run stage by stage in this process, so that a killed run goes on where
-it stopped and classical arms are not trained again when a policy or a generator changes: a stage runs where what it
+Each split is a project of its own in FOLDER/SET/ (--folder), run stage by stage, so that a killed run goes on where it
+stopped and classical arms are not trained again when a policy or a generator changes: a stage runs where what it
 depends on (its sections of params.yaml, versions, the stages before it) differs from what stands in `stages.json`.
 Afterwards the split's numbers are written to benchmarks/results/gain/SET.json. `benchmarks/gain_table.py` makes the
 tables. `final`, which no number needs, is not trained.
@@ -16,6 +16,7 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,11 @@ import numpy as np
 import torch
 from bench_data import ROOT
 from gain_sets import SETS, GainSet, lay_out_project
+from side_by_side import Turn, cores_of_this_process, run_each
 
 from synthgen.artifacts import digest_of, read_json, write_json
 from synthgen.classifier.arms import split_arm
-from synthgen.config import POLICIES
+from synthgen.config import POLICIES, Config
 from synthgen.dataset.predictions import load_predictions
 from synthgen.device import resolve_device
 from synthgen.errors import SynthgenError
@@ -78,7 +80,7 @@ def run_project(folder: Path, until: str, device: torch.device) -> None:
         until: `classical`, `models` (the GANs), `gan` (with the samples) or `all`.
     """
     ledger = Ledger(folder)
-    config = Workspace(folder).config.model_dump(mode="json")
+    config = what_was_set(Workspace(folder).config)
     seed, transforms, classifier = config["seed"], config["transforms"], config["classifier"]
     ledger.run("plan", [seed, config["source"], config["plan"], config["prepare"]], [], lambda: _plan(folder))
     if load_plan(folder / "plan.yaml").versions != VERSIONS:
@@ -88,7 +90,7 @@ def run_project(folder: Path, until: str, device: torch.device) -> None:
     about: list[Any] = [seed, transforms, versions["gan"]]
     ledger.run("prepare", versions["dataset"], ["plan"], lambda: run_prepare(workspace))
     evaluate = {name: value for name, value in config["evaluate"].items() if name != "arms"}
-    for arm in config["evaluate"]["arms"]:
+    for arm in workspace.config.evaluate.arms:
         trained = [seed, transforms, classifier, evaluate, versions["classifier"]]
         ledger.run(f"evaluate {arm}", trained, ["prepare"], lambda arm=arm: run_evaluate(workspace, arm, device))
     if until == "classical":
@@ -126,6 +128,12 @@ def run_project(folder: Path, until: str, device: torch.device) -> None:
     _challenge(workspace, ledger, config, device)
 
 
+def what_was_set(config: Config) -> dict[str, Any]:
+    """Section -> what stands in it other than the default: a setting that is new in the program changes nothing."""
+    said = config.model_dump(mode="json", exclude_defaults=True)
+    return {name: said.get(name, {}) for name in Config.model_fields} | {"seed": config.seed}
+
+
 def _plan(folder: Path) -> None:
     for name in ("plan.yaml", "folds.csv"):
         (folder / name).unlink(missing_ok=True)
@@ -133,13 +141,14 @@ def _plan(folder: Path) -> None:
 
 
 def _challenge(workspace: Workspace, ledger: Ledger, config: dict[str, Any], device: torch.device) -> None:
-    above = [f"evaluate {arm}" for arm in config["evaluate"]["arms"]]
+    above = [f"evaluate {arm}" for arm in workspace.config.evaluate.arms]
     above += [f"synthesize {fold}" for fold in workspace.plan.measured_folds]
-    shared = [config["transforms"], config["classifier"], config["evaluate"], config["challenge"]["choice"]]
+    arms = workspace.config.challenge.arms
+    shared = [config["transforms"], config["classifier"], config["evaluate"], workspace.config.challenge.choice]
     policies = {**POLICIES, **workspace.config.challenge.policies}
     versions = [workspace.plan.versions[part] for part in ("classifier", "metrics", "probe")]
-    for arm in config["challenge"]["arms"]:
-        policy = policies[split_arm(arm, policies)[1]].model_dump(mode="json")
+    for arm in arms:
+        policy = policies[split_arm(arm, policies)[1]].model_dump(mode="json", exclude_defaults=True)
         ledger.run(
             f"challenge {arm}",
             [config["seed"], shared, policy, versions],
@@ -150,7 +159,7 @@ def _challenge(workspace: Workspace, ledger: Ledger, config: dict[str, Any], dev
     ledger.run(
         "compare",
         compared,
-        ["prepare", *above, *(f"challenge {arm}" for arm in config["challenge"]["arms"])],
+        ["prepare", *above, *(f"challenge {arm}" for arm in arms)],
         lambda: run_compare(workspace),
     )
 
@@ -193,11 +202,12 @@ def keep_results(one: GainSet, split: int, folder: Path) -> None:
     path = RESULTS / f"{one.name}.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"splits": {}}
     workspace = Workspace(folder)
-    config = workspace.config.model_dump(mode="json")
+    config = what_was_set(workspace.config)
     seconds = {name: entry["seconds"] for name, entry in Ledger(folder).done.items()}
     record["splits"][str(split)] = {
         "folds": measured_numbers(workspace),
         "seconds": seconds,
+        "cores": len(cores_of_this_process()),
         "params": digest_of({name: value for name, value in config.items() if name not in ("seed", "report")}),
         "versions": workspace.plan.versions,
     }
@@ -206,39 +216,71 @@ def keep_results(one: GainSet, split: int, folder: Path) -> None:
     write_json(path, record)
 
 
+@dataclass(frozen=True)
+class Split:
+    """One project to run, on whatever cores it is given."""
+
+    name: str
+    number: int
+    folder: Path
+    until: str
+    device: str
+    forget: bool
+
+    def __str__(self) -> str:
+        """Its set and number."""
+        return f"{self.name}, split {self.number}"
+
+
+def run_split(split: Split, turn: Turn) -> None:
+    """Runs the project and keeps its numbers; `turn` is held while they are written beside those of other splits."""
+    logging.basicConfig(
+        level=logging.INFO, format=f"%(asctime)s {split.name} {split.number}: %(message)s", datefmt="%H:%M:%S"
+    )
+    one = SETS[split.name]
+    log.info("started in %s", split.folder)
+    lay_out_project(one, split.number, split.folder)
+    try:
+        run_project(split.folder, split.until, resolve_device(split.device))
+    except SynthgenError as error:
+        sys.exit(f"{split}: {error}")
+    if split.until == "all":
+        with turn:
+            keep_results(one, split.number, split.folder)
+        if split.forget:
+            shutil.rmtree(split.folder)
+
+
 def main() -> None:
-    """Runs the asked splits of the asked sets one after the other."""
+    """Runs the asked splits of the asked sets."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("sets", nargs="*", metavar="SET", help=f"of {', '.join(SETS)}; default all")
     parser.add_argument("--folder", type=Path, default=ROOT / ".synthgen" / "gain", help="where the projects stand")
     parser.add_argument("--splits", type=int, nargs="*", default=None, help="numbers of splits; default all")
     parser.add_argument("--until", choices=PARTS, default="all", help="stop after this part")
     parser.add_argument("--device", default="auto")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="splits at the same time, each on its own cores (default 1)"
+    )
     parser.add_argument("--forget", action="store_true", help="remove a project when its numbers are kept")
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.sets) - set(SETS))
     if unknown:
         parser.error(f"{', '.join(unknown)}: no such set; there are {', '.join(SETS)}")
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s", datefmt="%H:%M:%S")
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    device = resolve_device(arguments.device)
+    has_gpu = resolve_device(arguments.device).type == "cuda"
+    splits = []
     for name in arguments.sets or SETS:
-        if name in NEEDS_GPU and device.type != "cuda" and not arguments.sets:
-            log.info("%s is left out: it is sized for a GPU, and this machine has none", name)
+        if name in NEEDS_GPU and not has_gpu and not arguments.sets:
+            sys.stderr.write(f"{name} is left out: it is sized for a GPU, and this machine has none\n")
             continue
-        one = SETS[name]
-        for split in range(one.n_splits) if arguments.splits is None else arguments.splits:
-            folder = arguments.folder.resolve() / name / f"split-{split}"
-            log.info("%s, split %d", name, split)
-            lay_out_project(one, split, folder)
-            try:
-                run_project(folder, arguments.until, device)
-            except SynthgenError as error:
-                sys.exit(f"{name}, split {split}: {error}")
-            if arguments.until == "all":
-                keep_results(one, split, folder)
-                if arguments.forget:
-                    shutil.rmtree(folder)
+        for number in range(SETS[name].n_splits) if arguments.splits is None else arguments.splits:
+            folder = arguments.folder.resolve() / name / f"split-{number}"
+            splits.append(Split(name, number, folder, arguments.until, arguments.device, arguments.forget))
+    try:
+        run_each(splits, run_split, arguments.jobs)
+    except ValueError as error:
+        parser.error(f"--jobs {arguments.jobs}: {error}")
 
 
 if __name__ == "__main__":

@@ -119,22 +119,26 @@ def table(one: GainSet, record: dict[str, Any]) -> str:
     if "balanced" in classical:
         lines += ["", "Scarce recall over `balanced`, plain class-balanced sampling:", ""]
         lines += [f"- `{arm}` {interval(units.recall[arm] - units.recall['balanced'], one.overlap)}" for arm in made]
-    kinds = {
-        json.dumps([entry.get("params"), entry.get("versions")], sort_keys=True) for entry in record["splits"].values()
-    }
+    kinds = {json.dumps([entry["params"], _counting(entry["versions"])]) for entry in record["splits"].values()}
     if len(kinds) > 1:
         lines += [
             "",
             f"The splits were measured with {len(kinds)} different sets of parameters or versions; arms that not all "
             "have are left out.",
         ]
-    minutes = sum(sum(entry["seconds"].values()) for entry in record["splits"].values()) / 60 / n_splits
+    held = [sum(entry["seconds"].values()) * entry.get("cores", 2) for entry in record["splits"].values()]
+    minutes = sum(held) / 60 / n_splits
     lines += [
         "",
-        f"Time of a split: {minutes:.0f} minutes. Again, with the parameters of today: "
+        f"Time of a split: {minutes:.0f} core-minutes. Again, with the parameters of today: "
         f"`python benchmarks/gain.py {one.name}`.",
     ]
     return "\n".join(lines) + "\n"
+
+
+def _counting(versions: dict[str, int]) -> list[int]:
+    """The versions on which an arm's predictions and their numbers depend."""
+    return [versions[part] for part in ("dataset", "gan", "selection", "classifier", "metrics")]
 
 
 def _without_masks(one: GainSet, units: Units, classical: list[str], made: list[str]) -> list[str]:

@@ -102,7 +102,6 @@ def classifier_on(digits: Digits, steps: int, width: int, seed: int, device: tor
         None,
         ClassifierSection(width=width, steps=steps, batch=100),
         n_classes=10,
-        share=0.0,
         real_share=0.0,
         mix_alpha=0.3,
         seed=seed,

@@ -36,7 +36,7 @@ from pipelines.fan_out import Future, Place, Threads
 from pipelines.git import answer, git
 from pipelines.progress_artifact import live_progress
 from pipelines.remotes import has_secret, list_remotes
-from pipelines.tasks import GPU_TAG, TRAINING, run_stage
+from pipelines.tasks import GPU_TAG, is_training, run_stage
 from pipelines.worker_slots import WorkerError
 from synthgen.errors import SynthgenError
 
@@ -206,7 +206,7 @@ class Workers:
 
     def send(self, crew: TaskRunner[Any], stage: str, upstreams: Sequence[Future]) -> Future:
         """Submits the order for a stage."""
-        tags = [GPU_TAG] if stage.partition("@")[0] in TRAINING else []
+        tags = [GPU_TAG] if is_training(stage) else []
         order = order_for(self._base, stage, self._upstreams[stage])
         parameters = {"order": order, "timeout_seconds": self._timeout_seconds}
         future: Future = crew.submit(run_there.with_options(tags=tags), parameters=parameters)
@@ -250,5 +250,5 @@ def place_for(
         PipelineError: see `task_runner`.
     """
     if name == "threads":
-        return Threads(project, max_workers, timeout_seconds)
+        return Threads(project, graph, max_workers, timeout_seconds)
     return Workers(project, graph, task_runner(name, address, max_workers), timeout_seconds)

@@ -20,7 +20,7 @@ from pipelines.dvc import STAGE_SECONDS, CommandError, CommandTimeoutError, chil
 from pipelines.git import Author, GitError, git, succeeds
 from pipelines.remotes import pull_data
 from pipelines.supervise import TIMED_OUT, run_supervised
-from pipelines.tasks import TRAINING
+from pipelines.tasks import is_training
 from pipelines.worker_slots import (
     GPU_VARIABLE,
     WorkerError,
@@ -200,7 +200,7 @@ def carry_out(
         project = _check_out(order, slot)
         if order.inputs:
             pull_data(project, order.remote, order.inputs)
-        trains = order.stage.partition("@")[0] in TRAINING
+        trains = is_training(order.stage)
         gpu = stack.enter_context(free_gpu(base, visible_gpus(), timeout_seconds)) if trains else None
         repro_pulling(project, [order.stage], timeout_seconds, on_line, gpu)
         # With the run cache, although DVC (3.67) sends all entries of the slot each time: it is all that tells others

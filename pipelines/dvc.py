@@ -27,6 +27,7 @@ from ruamel.yaml.error import YAMLError
 from pipelines.dvc_settings import cache_folder
 from pipelines.secrecy import hide_secrets, known_secrets
 from pipelines.supervise import STOPPED, TIMED_OUT, Ended, run_supervised
+from synthgen.cores import CORES_VARIABLE
 from synthgen.errors import SynthgenError
 
 __all__ = [
@@ -287,7 +288,13 @@ def _without_secrets(project: Path, on_line: Line) -> Line:
     return lambda line: on_line(hide_secrets(line, secrets))
 
 
-def repro(project: Path, stage: str | None, on_line: Line, timeout_seconds: float = STAGE_SECONDS) -> None:
+def repro(
+    project: Path,
+    stage: str | None,
+    on_line: Line,
+    timeout_seconds: float = STAGE_SECONDS,
+    n_cores: int | None = None,
+) -> None:
     """Runs one stage instance alone, or (stage None) whatever is out of date.
 
     Args:
@@ -295,6 +302,7 @@ def repro(project: Path, stage: str | None, on_line: Line, timeout_seconds: floa
         stage: instance such as `adapt@f0-crack`; its upstreams have to be done.
         on_line: gets each line of output as it comes.
         timeout_seconds: after which DVC and the stage's processes are ended.
+        n_cores: that the stage may keep busy ($SYNTHGEN_CORES); None: what this process's environment says.
     Raises:
         CommandError: naming the stage, the exit status and the last lines, free of secrets.
         CommandTimeoutError: the time was up.
@@ -304,7 +312,8 @@ def repro(project: Path, stage: str | None, on_line: Line, timeout_seconds: floa
     _check_cache(project, what)
     command = _dvc("repro", *(["--single-item", stage] if stage else []))
     told = _without_secrets(project, on_line)
-    ended = run_supervised(command, project, child_environment(), timeout_seconds, told, spare_leader=True)
+    environment = child_environment() | ({} if n_cores is None else {CORES_VARIABLE: str(n_cores)})
+    ended = run_supervised(command, project, environment, timeout_seconds, told, spare_leader=True)
     _checked(what, ended, timeout_seconds, project)
 
 

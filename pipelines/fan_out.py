@@ -18,10 +18,11 @@ from prefect.task_runners import TaskRunner, ThreadPoolTaskRunner
 
 from pipelines.dvc import PipelineError
 from pipelines.supervise import one_leash
-from pipelines.tasks import stage_task
+from pipelines.tasks import is_training, stage_task
+from synthgen.cores import usable_cores
 from synthgen.errors import SynthgenError
 
-__all__ = ["Place", "Threads", "run_stages"]
+__all__ = ["Place", "Threads", "run_stages", "share_cores"]
 
 Future = PrefectFuture[Any]
 
@@ -47,15 +48,16 @@ class Place(Protocol):
 
 
 class Threads:
-    """All here, in one checkout, a thread each.
+    """All here, in one checkout, a thread each; stages that train at the same time share the cores.
 
     Attributes:
         runner: as in `Place`.
     """
 
-    def __init__(self, project: Path, max_workers: int, timeout_seconds: float) -> None:
-        """Takes the checkout, how many stages run at the same time, and the limit of each."""
+    def __init__(self, project: Path, graph: Mapping[str, set[str]], max_workers: int, timeout_seconds: float) -> None:
+        """Takes the checkout, what is to be visited, how many stages run at the same time, and the limit of each."""
         self._project, self._timeout_seconds = project, timeout_seconds
+        self._cores = share_cores(graph, usable_cores(), max_workers)
         self.runner: TaskRunner[Any] = ThreadPoolTaskRunner(max_workers=max_workers)
 
     def is_sent(self, stage: str) -> bool:
@@ -64,7 +66,12 @@ class Threads:
 
     def send(self, crew: TaskRunner[Any], stage: str, upstreams: Sequence[Future]) -> Future:
         """Submits the stage's task."""
-        parameters = {"project": self._project, "stage": stage, "timeout_seconds": self._timeout_seconds}
+        parameters = {
+            "project": self._project,
+            "stage": stage,
+            "timeout_seconds": self._timeout_seconds,
+            "n_cores": self._cores[stage],
+        }
         future: Future = crew.submit(stage_task(stage), parameters=parameters, wait_for=upstreams)
         return future
 
@@ -74,6 +81,32 @@ class Threads:
 
     def take_in(self, stages: list[str]) -> None:
         """Nothing to do: it was made here."""
+
+
+def share_cores(graph: Mapping[str, set[str]], n_cores: int, max_workers: int) -> dict[str, int]:
+    """How many cores each stage instance gets: all of them, divided by how many may train at the same time.
+
+    Small networks train hardly faster on a second core (docs/performance.md), so two trainings on a core each take much
+    less time than one after the other on both, and four threads on two cores would only wait for each other.
+
+    Args:
+        graph: stage instance -> those it waits for.
+        n_cores: of this machine.
+        max_workers: stage instances at the same time.
+    Returns:
+        stage instance -> cores, at least 1. What comes before or after it never runs beside it, and what does not train
+        does not count.
+    """
+    above: dict[str, set[str]] = {}
+    for stage in graphlib.TopologicalSorter(graph).static_order():
+        waits_for = graph.get(stage, set())
+        above[stage] = set(waits_for).union(*(above[name] for name in waits_for))
+    training = {stage for stage in graph if is_training(stage)}
+    shares = {}
+    for stage in graph:
+        beside = {other for other in training - above[stage] - {stage} if stage not in above[other]}
+        shares[stage] = max(1, n_cores // min(max_workers, 1 + len(beside)))
+    return shares
 
 
 def run_stages(graph: Mapping[str, set[str]], place: Place, then: Iterable[str] = ()) -> None:

@@ -63,8 +63,8 @@ def stages_to_run(project: Path) -> dict[str, set[str]]:
 
 
 @task(**_task_options("stage"), task_run_name="{stage}")
-def run_stage(project: Path, stage: str, timeout_seconds: float) -> None:
-    """Runs one stage instance; its upstreams have to be done."""
+def run_stage(project: Path, stage: str, timeout_seconds: float, n_cores: int | None = None) -> None:
+    """Runs one stage instance, on `n_cores` cores if that is said; its upstreams have to be done."""
     log = get_run_logger()
     with one_writer(project, stage), live_progress(stage, log.warning) as watch:
 
@@ -72,7 +72,7 @@ def run_stage(project: Path, stage: str, timeout_seconds: float) -> None:
             log.info(line)
             watch(line)
 
-        dvc.repro(project, stage, on_line, timeout_seconds)
+        dvc.repro(project, stage, on_line, timeout_seconds, n_cores)
 
 
 @task(**_task_options("converge"))
@@ -172,7 +172,11 @@ def publication_text(published: Publication) -> str:
     return "\n\n".join(lines)
 
 
+def is_training(stage: str) -> bool:
+    """Whether a stage instance trains networks."""
+    return stage.partition("@")[0] in TRAINING
+
+
 def stage_task(stage: str) -> Task[..., None]:
     """The task that runs `stage`, tagged `gpu` where the stage trains (a concurrency limit counts the tag)."""
-    verb = stage.partition("@")[0]
-    return run_stage.with_options(tags=[GPU_TAG]) if verb in TRAINING else run_stage
+    return run_stage.with_options(tags=[GPU_TAG]) if is_training(stage) else run_stage

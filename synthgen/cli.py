@@ -82,16 +82,20 @@ def _training(
 
 
 def _device(name: str | None, workspace: "Workspace") -> "torch.device":
-    small = workspace.config.prepare.image_size <= SMALL_IMAGE  # a missing params.yaml is said before torch is loaded
+    config = workspace.config  # a missing params.yaml is said before torch is loaded
+    small = config.prepare.image_size <= SMALL_IMAGE
 
     import torch
 
-    from synthgen.device import resolve_device
+    from synthgen.cores import usable_cores
+    from synthgen.device import resolve_device, warn_of_slow_bf16
 
     device = resolve_device(name)
-    if device.type == "cpu" and small:
-        # handing pieces of an 8 px network to a second thread costs more than it saves
-        torch.set_num_threads(1)
+    if "bf16" in (config.classifier.precision, config.pretrain.precision):
+        warn_of_slow_bf16(device)
+    # handing pieces of an 8 px network to a second thread costs more than it saves
+    most = 1 if device.type == "cpu" and small else usable_cores()
+    torch.set_num_threads(min(torch.get_num_threads(), most))
     return device
 
 

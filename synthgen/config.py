@@ -337,6 +337,9 @@ class ClassifierSection(Section):
     lr: Positive = 2e-3
     weight_decay: Annotated[float, Field(ge=0.0)] = 1e-3
     label_smoothing: Share = 0.0
+    precision: Literal["fp32", "bf16"] = Field(
+        default="fp32", description="of training, in every arm and the teacher; predictions are made in fp32"
+    )
 
 
 class TransformsSection(Section):

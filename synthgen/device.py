@@ -48,3 +48,18 @@ def resolve_device(requested: str | None = None) -> torch.device:
             "install a build with support for it, or use --device auto or --device cpu"
         )
     return device
+
+
+def is_slow_at_bf16(device: torch.device) -> bool:
+    """Whether `device` is a CPU that has to emulate bfloat16, where fp32 is the faster precision.
+
+    x86 alone is told apart: a core with AVX512-BF16 or AMX computes in bfloat16, one without converts at every step.
+    """
+    known = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    return known.get("architecture") == "x86_64" and not (known.get("avx512_bf16") or known.get("amx_bf16"))
+
+
+def warn_of_slow_bf16(device: torch.device) -> None:
+    """Logs that fp32 would be faster, where it would be."""
+    if is_slow_at_bf16(device):
+        logger.warning("precision bf16: this CPU has no instructions for it, so fp32 would be faster here")

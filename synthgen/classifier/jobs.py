@@ -7,7 +7,6 @@ not depend on how many run at once; on an accelerator trainings of one arm run t
 
 import logging
 import multiprocessing
-import os
 import sys
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Executor, ProcessPoolExecutor
@@ -37,6 +36,7 @@ from synthgen.classifier.pseudo_labels import (
 )
 from synthgen.classifier.together import Member, fitting_together, pays_together, train_together
 from synthgen.classifier.training import train_classifier
+from synthgen.cores import usable_cores
 from synthgen.dataset.predictions import Predictions, concatenate, one_part
 from synthgen.errors import ArtifactError, TrainingError
 from synthgen.lifeline import end_worker_with_parent
@@ -273,9 +273,7 @@ def count_pseudo_labels(
 
 def worker_count(requested: int | None = None) -> int:
     """How many processes to use: what was asked for, else one per core that this process may use."""
-    if requested is not None:
-        return max(1, requested)
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else (os.cpu_count() or 1)
+    return usable_cores() if requested is None else max(1, requested)
 
 
 @contextmanager

@@ -15,17 +15,21 @@ SMALL = "small_cnn"
 
 
 class SmallCnn(nn.Module):
-    """Convolution, batch norm, ReLU, pooling, down to a side of at most 4; then the mean and a linear layer."""
+    """Convolution, batch norm, pooling, ReLU, down to a side of at most 4; then the mean and a linear layer.
+
+    ReLU after pooling gives the same values and gradients as before it, on a quarter of the values.
+    """
 
     def __init__(self, image_size: int, image_channels: int, n_classes: int, width: int) -> None:
         super().__init__()
         layers: list[nn.Module] = []
         c_in, c_out, side = image_channels, width, image_size
         while True:
-            layers += [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out), nn.ReLU()]
+            layers += [nn.Conv2d(c_in, c_out, 3, padding=1, bias=False), nn.BatchNorm2d(c_out)]
             if side <= 4:
+                layers.append(nn.ReLU())
                 break
-            layers.append(nn.MaxPool2d(2))
+            layers += [nn.MaxPool2d(2), nn.ReLU()]
             c_in, c_out, side = c_out, min(2 * c_out, 4 * width), side // 2
         self.features = nn.Sequential(*layers)
         self.head = nn.Linear(c_out, n_classes)

@@ -20,7 +20,7 @@ from synthgen.classifier.draws import Draws, RealImages, SyntheticImages, build_
 from synthgen.classifier.losses import stacked_loss
 from synthgen.classifier.networks import SMALL, SmallCnn, build_classifier, to_input
 from synthgen.classifier.partners import no_partners
-from synthgen.classifier.training import build_mixer, learning_rate_factor
+from synthgen.classifier.training import build_mixer, learning_rate_factor, lower_precision
 from synthgen.config import ClassifierSection
 from synthgen.dataset.blending import blend_images
 from synthgen.errors import TrainingError
@@ -275,7 +275,9 @@ def train_together(
             if mixings:
                 x = _mixed(x, weights)
             wide = x.flatten(1, 2).contiguous(memory_format=torch.channels_last)  # (N, K * C, H, W)
-            each = stacked_loss(arm, stacked(wide), y, prior, section.label_smoothing)
+            with lower_precision(section, device):
+                logits = stacked(wide).float()
+            each = stacked_loss(arm, logits, y, prior, section.label_smoothing)
             optimizer.zero_grad()
             each.sum().backward()  # type: ignore[no-untyped-call]  # torch's own signature
             optimizer.step()

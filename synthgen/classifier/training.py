@@ -61,6 +61,11 @@ def build_mixer(arm: ArmSpec, n_classes: int, alpha: float) -> nn.Module | None:
     return choices[arm.mix]
 
 
+def lower_precision(section: ClassifierSection, device: torch.device) -> torch.autocast:
+    """The context of a forward pass: autocast to bfloat16 where `classifier.precision` says so; weights stay fp32."""
+    return torch.autocast(device.type, torch.bfloat16, enabled=section.precision == "bf16")
+
+
 def train_classifier(
     arm: ArmSpec,
     reals: RealImages,
@@ -116,7 +121,9 @@ def train_classifier(
                 # it mixes neighbours, and a batch stands in the order of its labels
                 order = torch.randperm(len(x)).to(device)
                 x, y = mix(x[order], y[order])
-            loss = arm_loss(arm, network(x), y, prior, section.label_smoothing)
+            with lower_precision(section, device):
+                logits = network(x).float()
+            loss = arm_loss(arm, logits, y, prior, section.label_smoothing)
             optimizer.zero_grad()
             loss.backward()  # type: ignore[no-untyped-call]  # torch's own signature
             optimizer.step()

@@ -6,7 +6,6 @@ judged again. Refuses nothing else; the rules are those of `synthgen.dataset.dec
 """
 
 import multiprocessing
-import os
 import signal
 import sys
 from collections import deque
@@ -17,6 +16,7 @@ from contextlib import contextmanager
 from types import ModuleType
 
 from synthgen.config import PrepareSection
+from synthgen.cores import usable_cores
 from synthgen.dataset.decode import Accepted, Refusal, judge_payloads
 from synthgen.dataset.raw import RawItem, Source
 from synthgen.errors import SourceError
@@ -51,13 +51,6 @@ def judge_items(
     for chunk in _chunks(source.items()):
         yield from zip(chunk, judge_payloads([item.payload for item in chunk], section), strict=True)
         advance(len(chunk))
-
-
-def usable_cores() -> int:
-    """Cores that this process may run on."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
 
 
 def _chunks(items: Iterator[RawItem]) -> Iterator[list[RawItem]]:

@@ -45,6 +45,7 @@ from pathlib import Path
 seconds, output = float(sys.argv[1]), Path(sys.argv[2])
 start = time.time()
 print("making", output, flush=True)
+print("cores", os.environ.get("SYNTHGEN_CORES", "all"), flush=True)
 pid = Path("pids") / output.name
 pid.parent.mkdir(exist_ok=True)
 pid.write_text(str(os.getpid()))

@@ -110,7 +110,9 @@ def test_one_toy_project_from_nothing_to_clean(toy):
     assert dvc.stage_graph(toy.folder) == GRAPH
     assert set(dvc.status(toy.folder)) == set(GRAPH)
     dvc.repro(toy.folder, "prepare", lines.append)
-    assert "making data/prepared.txt" in lines
+    assert {"making data/prepared.txt", "cores all"} <= set(lines)
+    dvc.repro(toy.folder, "adapt@f0-crack", lines.append, n_cores=3)
+    assert "cores 3" in lines
     dvc.repro(toy.folder, None, lines.append)
     assert dvc.status(toy.folder) == {}
 

@@ -14,6 +14,7 @@ YAML_FILE = YAML(typ="safe", pure=True)
 ASK = """
 import inspect, json
 from pipelines import tasks
+from pipelines.fan_out import share_cores
 from pipelines.flows import only
 GRAPH = {
     "prepare": set(),
@@ -21,6 +22,8 @@ GRAPH = {
     "evaluate@b": {"prepare"},
     "compare": {"evaluate@b", "adapt@f0-a"},
 }
+FOLDS = {f"pretrain@f{k}": {"prepare"} for k in range(3)} | {f"synthesize@f{k}": {f"pretrain@f{k}"} for k in range(3)}
+FOLDS |= {"prepare": set(), "worth": {f"synthesize@f{k}" for k in range(3)}, "compare": {"synthesize@f0"}}
 found = {name: tasks.stage_task(name) for name in ("prepare", "adapt@f0-crack", "pretrain@final", "compare")}
 print(json.dumps(default=sorted, obj={
     "tags": {name: sorted(task.tags) for name, task in found.items()},
@@ -29,6 +32,7 @@ print(json.dumps(default=sorted, obj={
     "persist": [task.persist_result for task in found.values()],
     "cached": [type(task.cache_policy).__name__ for task in found.values()],
     "training": sorted(tasks.TRAINING),
+    "shares": [share_cores(FOLDS, n_cores, workers) for n_cores, workers in ((8, 2), (8, 16), (1, 2))],
     "halves": [only(GRAPH, augmenting=half) for half in (True, False)],
 }))
 """
@@ -62,3 +66,14 @@ def test_the_halves_of_the_graph_wait_for_nothing_outside_them(told):
     first, second = told["halves"]
     assert first == {"adapt@f0-a": ["prepare"], "prepare": []}
     assert second == {"compare": ["evaluate@b"], "evaluate@b": []}
+
+
+def test_trainings_that_may_run_side_by_side_share_the_cores(told):
+    two, many, single = told["shares"]
+    trains = {name for name in two if "@" in name}
+    assert {name: two[name] for name in trains} == dict.fromkeys(trains, 4)
+    assert {two["prepare"], two["worth"]} == {8}  # nothing that trains ever runs beside them
+    assert two["compare"] == 4  # a fold may still train beside it
+    # pretrain@f0 beside two of each other fold's stages: 1 + 2 + 2 of them, not 6, for its own fold's comes after it
+    assert {name: many[name] for name in trains} == dict.fromkeys(trains, 8 // 5)
+    assert set(single.values()) == {1}
