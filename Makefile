@@ -56,6 +56,7 @@ check: install
 	ruff format --check .
 	ruff check .
 	mypy
+	mypy --config-file benchmarks/mypy.ini
 	lint-imports
 
 bench: install

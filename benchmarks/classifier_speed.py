@@ -4,6 +4,8 @@ Owns the made-up data. On a GPU `run_jobs` trains them as one program; on a CPU 
 with the numbers of a training on its own.
 """
 
+from typing import Any
+
 import numpy as np
 import torch
 from ratios import Measured, compare
@@ -75,7 +77,7 @@ def one_program_against_in_turn(size: int, width: int, steps: int, device: torch
     """The ten as one batched program on one thread, whatever `pays_together` says, against one after the other."""
     context = make_context(size, width, steps, device)
     todo = _todo(context)
-    settings = {"n_classes": N_CLASSES, "real_share": 0.0, "mix_alpha": 0.3, "device": device}
+    settings: dict[str, Any] = {"n_classes": N_CLASSES, "real_share": 0.0, "mix_alpha": 0.3, "device": device}
     reals = RealImages(context.images, context.data.labels, context.bank_rows, image_rows=np.arange(N_IMAGES))
     members = [Member(reals, None, seed) for seed in range(N_REPEATS)]
     threads = torch.get_num_threads()

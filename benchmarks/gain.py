@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, SupportsFloat
 
 import numpy as np
 import torch
@@ -193,8 +193,8 @@ def measured_numbers(workspace: Workspace) -> dict[str, dict[str, Any]]:
     return numbers
 
 
-def _number(value: float) -> float | None:
-    return round(float(value), 6) if np.isfinite(value) else None
+def _number(value: SupportsFloat) -> float | None:
+    return round(float(value), 6) if np.isfinite(float(value)) else None
 
 
 def keep_results(one: GainSet, split: int, folder: Path) -> None:

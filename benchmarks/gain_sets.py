@@ -13,6 +13,7 @@ import tarfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from bench_data import ROOT, find_bench_file
@@ -159,11 +160,9 @@ def lay_out_cifar(folder: Path, split: int) -> None:
     """CIFAR-10-LT with imbalance 100 as it comes: train and test."""
     del split
     images, names = _cifar_sides()
-    np.savez(
-        _raw(folder) / "images.npz",
-        **{f"x_{side}": np.stack(images[side]) for side in images},
-        **{f"y_{side}": np.asarray(names[side]) for side in names},
-    )
+    arrays: dict[str, Any] = {f"x_{side}": np.stack(images[side]) for side in images}
+    arrays |= {f"y_{side}": np.asarray(names[side]) for side in names}
+    np.savez(_raw(folder) / "images.npz", **arrays)
 
 
 def lay_out_colour(folder: Path, split: int) -> None:

@@ -6,6 +6,7 @@ Owns the made-up folders; peak memory is read in a process of its own (scan_memo
 import subprocess
 import sys
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from synthgen.dataset.sources import open_source
 
 N_IMAGES = 3000
 CPU = torch.device("cpu")
-SIDE = 64
+SIDE: Final = 64
 SOURCE = SourceSection(type="imagefolder", path=".")
 
 

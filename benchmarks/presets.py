@@ -251,7 +251,8 @@ def run_preset(name: str, *, scarce: bool, changes: list[str]) -> None:
     run = train_preset(config, data, device)
     minutes = (time.monotonic() - started) / 60
     samples = samples_of(run, config, data, device)
-    found = measure(*(digits.reduced(judged_side) for digits in (samples, data, held_out)), oracle, device)
+    judged = [digits.reduced(judged_side) for digits in (samples, data, held_out)]
+    found = measure(judged[0], judged[1], judged[2], oracle, device)
     last = run.history[run.best if run.best is not None else -1]
     about = {
         "preset": row,

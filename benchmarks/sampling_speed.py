@@ -3,7 +3,9 @@
 Owns the sampling as `synthesize` does it (whole batches, scored by nobody) and the encoding as the shards do it.
 """
 
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from ratios import Measured, compare
 
 from synthgen.config import GeneratorSection
@@ -35,8 +37,8 @@ def sampling_against_encoding(size: int, channels: int, device: torch.device, ro
         for seed in range(N_BATCHES)
     ]
 
-    def encode_all(seed: int, images: object) -> None:
-        for position, image in enumerate(images):  # type: ignore[call-overload]
+    def encode_all(seed: int, images: NDArray[np.uint8]) -> None:
+        for position, image in enumerate(images):
             encode_png(image, Provenance(DIGEST, seed, position))
 
     def both() -> None:

@@ -1,11 +1,12 @@
 """The whole pipeline on a real data set, in a project folder of its own.
 
     python benchmarks/whole_run.py magnetic_tiles FOLDER
-    python benchmarks/whole_run.py colour32 FOLDER
+    python benchmarks/whole_run.py colour32 FOLDER [--flow]
 
 Makes FOLDER (git, DVC, raw images from $SYNTHGEN_BENCH_DATA and examples/NAME/params.yaml), runs `synthgen plan` and
 `dvc repro` there, and prints the minutes of each stage and the Markdown that stands in docs/results.md. Run again, it
-goes on where it stopped. `colour32` are 3,391 images of CIFAR-10-LT's training side, at most 500 of a class.
+goes on where it stopped. With --flow the Prefect flow runs the graph instead, with as many stages side by side as by
+default, and the time of all is printed. `colour32` are 3,391 images of CIFAR-10-LT's training side, at most 500 a class.
 """
 
 import argparse
@@ -73,10 +74,17 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0] if __doc__ else None)
     parser.add_argument("example", choices=sorted(EXAMPLES))
     parser.add_argument("folder", type=Path)
+    parser.add_argument("--flow", action="store_true", help="by the Prefect flow, not by `dvc repro`")
     arguments = parser.parse_args()
     folder = arguments.folder.resolve()
     folder.mkdir(parents=True, exist_ok=True)
     make_project(arguments.example, folder)
+    if arguments.flow:
+        started = time.monotonic()
+        run(folder, sys.executable, "-m", "pipelines.flows", "--project", str(folder))
+        print(f"\nAll, by the flow: {(time.monotonic() - started) / 60:.1f} minutes\n")
+        print(results_markdown(folder))
+        return
     run(folder, "synthgen", "plan")
     minutes = repro(folder)
     print("\n| stage | minutes |\n| --- | --- |")
