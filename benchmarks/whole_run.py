@@ -6,7 +6,7 @@
 Makes FOLDER (git, DVC, raw images from $SYNTHGEN_BENCH_DATA and examples/NAME/params.yaml), runs `synthgen plan` and
 `dvc repro` there, and prints the minutes of each stage and the Markdown that stands in docs/results.md. Run again, it
 goes on where it stopped. With --flow the Prefect flow runs the graph instead, with as many stages side by side as by
-default, and the time of all is printed. `colour32` are 3,391 images of CIFAR-10-LT's training side, at most 500 a class.
+default, and the time of all is printed. `colour32` are 3,391 images of CIFAR-10-LT's training side, at most 500 each.
 """
 
 import argparse
