@@ -4,6 +4,7 @@ Owns the made-up data. On a GPU `run_jobs` trains them as one program; on a CPU 
 with the numbers of a training on its own.
 """
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -71,6 +72,24 @@ def repeats_against_in_turn(size: int, width: int, steps: int, device: torch.dev
         jobs.run_jobs(todo, context, n_workers=jobs.worker_count(), description="repeats")
 
     return compare(as_the_stages_do, in_turn, device, rounds=rounds)
+
+
+def bf16_against_fp32(size: int, width: int, steps: int, device: torch.device, rounds: int) -> Measured:
+    """One training with `classifier.precision: bf16` against the same in fp32, on one thread."""
+    context = make_context(size, width, steps, device)
+    lower = replace(context, section=context.section.model_copy(update={"precision": "bf16"}))
+    job = _todo(context)[0]
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        return compare(
+            lambda: jobs.train_and_predict(job, lower),
+            lambda: jobs.train_and_predict(job, context),
+            device,
+            rounds=rounds,
+        )
+    finally:
+        torch.set_num_threads(threads)
 
 
 def one_program_against_in_turn(size: int, width: int, steps: int, device: torch.device, rounds: int) -> Measured:

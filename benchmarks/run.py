@@ -22,14 +22,17 @@ from typing import Any
 
 import torch
 from bare_loop import BareLoop
-from classifier_speed import one_program_against_in_turn, repeats_against_in_turn
+from classifier_speed import bf16_against_fp32, one_program_against_in_turn, repeats_against_in_turn
 from gan_case import GanCase, make_case
 from plain_loop import train_plain
 from prepare_speed import make_folder, peak_memory, scan_against_pillow, two_processes_against_one
 from ratios import ROUNDS, Measured, compare
 from sampling_speed import sampling_against_encoding
+from two_trainings import side_by_side_against_in_turn
 
 from synthgen.artifacts import atomic_file, write_json
+from synthgen.cores import usable_cores
+from synthgen.device import is_slow_at_bf16
 from synthgen.gan.training import train_gan
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -91,13 +94,30 @@ def gan_figures(device: torch.device, *, quick: bool, rounds: int) -> list[Figur
             lambda: _against(case, lambda: train_plain(case), rounds),
         ),
         Figure("GAN training, images/s over the bare step", on, 0.9, lambda: _against(case, bare, rounds)),
+        *_side_by_side(on, 2 if quick else 24, rounds),
     ]
+
+
+def _side_by_side(on: str, steps: int, rounds: int) -> list[Figure]:
+    if on == "gpu" or usable_cores() != 2:
+        return []
+    name = "two GAN trainings on a core each, over one after the other on both cores"
+    return [Figure(name, on, 1.3, lambda: side_by_side_against_in_turn(steps, rounds))]
 
 
 def classifier_figures(device: torch.device, *, quick: bool, explain: bool, rounds: int) -> list[Figure]:
     """Ten repeats of the classifier."""
     on = "gpu" if device.type == "cuda" else "cpu"
     found = []
+    if on == "cpu":
+        found.append(
+            Figure(
+                "a classifier training in bf16 over fp32, 32 px, width 32, one core",
+                on,
+                None if is_slow_at_bf16(device) else 1.5,
+                lambda: bf16_against_fp32(32, 32, 2 if quick else 60, device, rounds),
+            )
+        )
     for size, width in ((8, 24), (32, 32)):
         steps = 2 if quick else {("cpu", 8): 300, ("cpu", 32): 40}.get((on, size), 400)
         what = f"10 classifier repeats, {size} px, width {width}"
