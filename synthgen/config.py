@@ -327,6 +327,21 @@ class SynthesizeSection(Section):
         return self
 
 
+class WeightsSection(Section):
+    """Trained weights that every arm starts from, in a file of the user's."""
+
+    file: Annotated[str, StringConstraints(min_length=1)] = Field(
+        description="safetensors file of the network's state, relative to the project; its last layer is not used"
+    )
+    sha256: Annotated[str, StringConstraints(pattern=r"^[0-9a-f]{64}$")] = Field(
+        description="of the file: its content decides the results, and params.yaml is what DVC watches"
+    )
+    mean: tuple[float, float, float] = Field(
+        default=(0.485, 0.456, 0.406), description="of pixels in [0, 1] that the weights expect; default ImageNet's"
+    )
+    std: tuple[Positive, Positive, Positive] = (0.229, 0.224, 0.225)
+
+
 class ClassifierSection(Section):
     """The downstream classifier: the same for every arm."""
 
@@ -340,6 +355,7 @@ class ClassifierSection(Section):
     precision: Literal["fp32", "bf16"] = Field(
         default="fp32", description="of training, in every arm and the teacher; predictions are made in fp32"
     )
+    weights: WeightsSection | None = Field(default=None, description="null: random ones, the same in every arm")
 
 
 class TransformsSection(Section):
@@ -553,11 +569,17 @@ def parse_config(values: Any, where: str = "params.yaml") -> Config:
 
 def _tuples(values: Any) -> Any:
     # Strict validation takes no list for a tuple, and YAML knows only lists.
-    if isinstance(values, dict) and isinstance(values.get("pretrain"), dict):
-        betas = values["pretrain"].get("betas")
-        if isinstance(betas, list):
-            return {**values, "pretrain": {**values["pretrain"], "betas": tuple(betas)}}
+    for path in (("pretrain", "betas"), ("classifier", "weights", "mean"), ("classifier", "weights", "std")):
+        values = _with_tuple(values, path)
     return values
+
+
+def _with_tuple(values: Any, path: tuple[str, ...]) -> Any:
+    if not path:
+        return tuple(values) if isinstance(values, list) else values
+    if not isinstance(values, dict) or path[0] not in values:
+        return values
+    return {**values, path[0]: _with_tuple(values[path[0]], path[1:])}
 
 
 def load_config(path: Path) -> Config:

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 
 from synthgen.classifier.arms import ArmSpec
 from synthgen.classifier.draws import SyntheticImages
+from synthgen.classifier.pretrained import Weights
 from synthgen.classifier.pseudo_labels import UnlabelledPool
 from synthgen.config import ClassifierSection
 from synthgen.dataset.pasted_pool import PasteRules
@@ -57,6 +58,7 @@ class TrainingContext:
         device: to train on.
         paste: for the arms `paste` and `paste_whole`; None where there are none.
         unlabelled: for the arm `pseudo_labelled`; None where there is none.
+        weights: that every training starts from; None: random ones.
     """
 
     data: PreparedData
@@ -71,6 +73,7 @@ class TrainingContext:
     device: torch.device
     paste: PasteRules | None = None
     unlabelled: UnlabelledPool | None = None
+    weights: Weights | None = None
 
 
 def fold_jobs(data: PreparedData, arm: ArmSpec, fold: str, repeats: int, crossfit: bool) -> list[TrainingJob]:

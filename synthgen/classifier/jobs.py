@@ -117,6 +117,7 @@ def _train(arm: ArmSpec, reals: RealImages, job: TrainingJob, context: TrainingC
         mix_alpha=context.mix_alpha,
         seed=_seed_of(job, context),
         device=context.device,
+        weights=context.weights,
     )
 
 
@@ -360,7 +361,7 @@ def _run_missing(
 ) -> Iterator[list[Predictions]]:
     """Predictions of each task, in order, kept before they are handed on."""
     jobs = [job for job, _, _ in tasks]
-    joint = all(job.arm.head == "joint" for job in jobs)
+    joint = context.weights is None and all(job.arm.head == "joint" for job in jobs)
     if joint and pays_together(context.section.network, context.device):
         for (_, done), (_, scratch, digest) in zip(_train_in_groups(jobs, context), tasks, strict=True):
             yield _kept(done, scratch, digest)

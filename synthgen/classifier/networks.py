@@ -1,7 +1,7 @@
 """Classifier networks by name: a small default, torchvision's and timm's.
 
 Owns construction from a name; refuses names that no library knows. Weights are random: every arm starts
-from the same ones, and nothing is downloaded.
+from the same ones, and nothing is downloaded. Weights from a file: `synthgen.classifier.pretrained`.
 """
 
 import copy
@@ -113,19 +113,34 @@ def _fitting(name: str, network: nn.Module, image_size: int, image_channels: int
     return network
 
 
+def last_layer_name(network: nn.Module, n_classes: int, who: str) -> str:
+    """Name of the layer that turns features into logits.
+
+    Args:
+        network: a classifier; n_classes: its outputs.
+        who: needs it, for the message.
+    Raises:
+        ConfigError: the network does not end in a linear layer of `n_classes` outputs.
+    """
+    named: list[tuple[str, nn.Module]] = list(network.named_modules())
+    for name, module in reversed(named):
+        if isinstance(module, nn.Linear) and module.out_features == n_classes:
+            return name
+    raise ConfigError(
+        f"{who} needs a network that ends in a linear layer of {n_classes} outputs, "
+        f"{type(network).__name__} does not; take {SMALL} or resnet18, or leave it out"
+    )
+
+
 def last_layer(network: nn.Module, n_classes: int) -> nn.Linear:
     """The layer that turns features into logits.
 
     Raises:
-        ConfigError: the network does not end in a linear layer of `n_classes` outputs.
+        ConfigError: see `last_layer_name`.
     """
-    for module in reversed(list(network.modules())):
-        if isinstance(module, nn.Linear) and module.out_features == n_classes:
-            return module
-    raise ConfigError(
-        f"arm decoupled needs a network that ends in a linear layer of {n_classes} outputs, "
-        f"{type(network).__name__} does not; take {SMALL} or resnet18, or leave the arm out"
-    )
+    layer = network.get_submodule(last_layer_name(network, n_classes, "arm decoupled"))
+    assert isinstance(layer, nn.Linear)
+    return layer
 
 
 def count_parameters(network: nn.Module) -> int:

@@ -13,6 +13,7 @@ import numpy as np
 
 from synthgen.artifacts import atomic_file
 from synthgen.classifier.arms import classical_arm, split_arm
+from synthgen.classifier.pretrained import build_network, load_weights
 from synthgen.config import POLICIES, SEARCHED_POLICY, Config, MixingSection, PlanSection, read_yaml
 from synthgen.dataset.folds import KnownImage, format_folds, read_folds
 from synthgen.dataset.scarcity import nearest_name
@@ -54,7 +55,7 @@ def run_plan(workspace: Workspace, *, reassign: bool = False) -> Plan:
     Returns:
         The plan as written.
     Raises:
-        SynthgenError: see `survey_source`, `build_plan`, `check_generator`, `check_sources`.
+        SynthgenError: see `survey_source`, `build_plan`, `check_generator`, `check_sources`, `check_weights`.
         PlanError: folds.csv is damaged or was drawn for another number of folds.
     """
     config = workspace.config
@@ -67,6 +68,7 @@ def run_plan(workspace: Workspace, *, reassign: bool = False) -> Plan:
         survey = survey_source(config, workspace.root, previous, scratch)
         plan = with_search(build_plan(config.plan, survey), config)
         check_sources(config, plan)
+        check_weights(config, workspace.root, len(plan.slugs))
         table = format_folds(survey.known)
     if not _is_written(workspace.plan_file, plan):
         save_plan(workspace.plan_file, plan)
@@ -98,6 +100,18 @@ def check_arms(config: Config) -> None:
             f"search.candidates: {unknown[0]!r} is no policy; there are {', '.join(sorted(policies))} "
             "(challenge.policies)"
         )
+
+
+def check_weights(config: Config, root: Path, n_classes: int) -> None:
+    """Looks whether `classifier.weights` can be had and fit, before hours of training, not after.
+
+    Raises:
+        ConfigError: see `load_weights` and `build_network`.
+    """
+    if config.classifier.weights is None:
+        return
+    prepare, weights = config.prepare, load_weights(root, config.classifier)
+    build_network(config.classifier, prepare.image_size, prepare.channels, n_classes, weights)
 
 
 def with_search(plan: Plan, config: Config) -> Plan:

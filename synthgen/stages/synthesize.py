@@ -168,7 +168,9 @@ def _train_teacher(
         classical_arm("classical"),
         RealImages(images, labels, np.arange(len(images)), transforms=bank),
         None,
-        config.classifier.model_copy(update={"network": SMALL, "steps": config.synthesize.teacher_steps}),
+        config.classifier.model_copy(
+            update={"network": SMALL, "weights": None, "steps": config.synthesize.teacher_steps}
+        ),
         n_classes=len(workspace.plan.slugs),
         real_share=0.0,
         mix_alpha=1.0,

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from synthgen.classifier.arms import PASTING, ArmSpec
 from synthgen.classifier.draws import SyntheticImages
 from synthgen.classifier.jobs import TrainingContext, process_pool
+from synthgen.classifier.pretrained import load_weights
 from synthgen.classifier.pseudo_labels import UnlabelledPool
 from synthgen.dataset.mixing import MixingPolicy
 from synthgen.dataset.pasted_pool import PasteRules
@@ -76,7 +77,7 @@ def build_context(
 
     Raises:
         ArtifactError: a prepared image was altered.
-        ConfigError: an arm that needs unlabelled images where there are none.
+        ConfigError: an arm that needs unlabelled images where there are none; or see `load_weights`.
     """
     config = workspace.config
     section = config.evaluate
@@ -116,6 +117,7 @@ def build_context(
         device=device,
         paste=_paste_rules(workspace, data) if any(arm.real_pool in PASTING for arm in arms) else None,
         unlabelled=unlabelled,
+        weights=load_weights(workspace.root, config.classifier),
     )
 
 

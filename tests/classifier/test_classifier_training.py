@@ -100,14 +100,14 @@ def test_the_same_seed_gives_the_same_logits() -> None:
 
 def test_all_arms_start_from_the_same_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[torch.Tensor] = []
-    build = training.build_classifier
+    build = training.build_network
 
     def spy(*arguments: object) -> torch.nn.Module:
         network = build(*arguments)  # type: ignore[arg-type]
         seen.append(torch.cat([p.detach().flatten() for p in network.parameters()]))
         return network
 
-    monkeypatch.setattr(training, "build_classifier", spy)
+    monkeypatch.setattr(training, "build_network", spy)
     for name in ("real", "classical", "mixup", "control", "best+synthetic"):
         _train(name, section=SECTION.model_copy(update={"steps": 1}))
     assert all(torch.equal(seen[0], weights) for weights in seen)
