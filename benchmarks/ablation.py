@@ -24,7 +24,7 @@ from gain import RESULTS, Ledger, Split, measured_numbers, run_project, what_was
 from gain_sets import SETS, GainSet, lay_out_project
 from gain_table import Units, interval, read_units, write_tables
 from ruamel.yaml import YAML
-from side_by_side import Turn, run_each
+from side_by_side import Turn, groups_for, run_each
 
 from synthgen.artifacts import digest_of, write_json
 from synthgen.dataset.acceptance import read_acceptance
@@ -282,9 +282,8 @@ def _arm_rows(arm: str, units: dict[str, Units], one: GainSet) -> list[str]:
 
 def run_split(split: Split, turn: Turn) -> None:
     """All variants of one split; `turn` is held while numbers are written beside those of other splits."""
-    logging.basicConfig(
-        level=logging.INFO, format=f"%(asctime)s {split.name} {split.number}: %(message)s", datefmt="%H:%M:%S"
-    )
+    form = f"%(asctime)s {split.name} {split.number}: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, datefmt="%H:%M:%S", force=True)  # also of the next split here
     one, device = SETS[split.name], resolve_device(split.device)
     try:
         make_base(one, split.number, split.folder, device)
@@ -317,9 +316,10 @@ def main() -> None:
     numbers = range(one.n_splits) if arguments.splits is None else arguments.splits
     splits = [Split(one.name, k, home / f"split-{k}", "models", arguments.device, False) for k in numbers]
     try:
-        run_each(splits, run_split, arguments.jobs)
+        groups_for(arguments.jobs)
     except ValueError as error:
         parser.error(f"--jobs {arguments.jobs}: {error}")
+    run_each(splits, run_split, arguments.jobs)
     path = RESULTS / f"ablation_{one.name}.json"
     record = json.loads(path.read_text(encoding="utf-8")) if path.exists() else {"variants": {}}
     if arguments.write:

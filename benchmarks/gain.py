@@ -24,7 +24,7 @@ import numpy as np
 import torch
 from bench_data import ROOT
 from gain_sets import SETS, GainSet, lay_out_project
-from side_by_side import Turn, cores_of_this_process, run_each
+from side_by_side import Turn, cores_of_this_process, groups_for, run_each
 
 from synthgen.artifacts import digest_of, read_json, write_json
 from synthgen.classifier.arms import split_arm
@@ -234,9 +234,8 @@ class Split:
 
 def run_split(split: Split, turn: Turn) -> None:
     """Runs the project and keeps its numbers; `turn` is held while they are written beside those of other splits."""
-    logging.basicConfig(
-        level=logging.INFO, format=f"%(asctime)s {split.name} {split.number}: %(message)s", datefmt="%H:%M:%S"
-    )
+    form = f"%(asctime)s {split.name} {split.number}: %(message)s"
+    logging.basicConfig(level=logging.INFO, format=form, datefmt="%H:%M:%S", force=True)  # also of the next split here
     one = SETS[split.name]
     log.info("started in %s", split.folder)
     lay_out_project(one, split.number, split.folder)
@@ -278,9 +277,10 @@ def main() -> None:
             folder = arguments.folder.resolve() / name / f"split-{number}"
             splits.append(Split(name, number, folder, arguments.until, arguments.device, arguments.forget))
     try:
-        run_each(splits, run_split, arguments.jobs)
+        groups_for(arguments.jobs)
     except ValueError as error:
         parser.error(f"--jobs {arguments.jobs}: {error}")
+    run_each(splits, run_split, arguments.jobs)
 
 
 if __name__ == "__main__":

@@ -1,17 +1,19 @@
 """Splits side by side: each in a process of its own on cores of its own, never more threads than there are cores.
 
-A GAN of 16 to 32 channels trains hardly faster on two cores than on one (28 px, 2 cores: 105 against 114 ms a step), so
-two splits on a core each take little more time than one alone on both.
+Small networks train hardly faster on two cores than on one (docs/performance.md, "Two GAN trainings"), so two splits on
+a core each take much less time than one after the other on both.
 """
 
 import multiprocessing
 import os
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from pathlib import Path
 from queue import SimpleQueue
-from typing import TypeVar
+from typing import IO, TypeVar
 
 from synthgen.lifeline import end_worker_with_parent
 
@@ -39,6 +41,39 @@ def cores_of_this_process() -> list[int]:
     return list(range(os.cpu_count() or 1))
 
 
+def groups_for(n_jobs: int) -> list[list[int]]:
+    """The cores of each of `n_jobs` processes at the same time.
+
+    Raises:
+        ValueError: see `core_groups`; or this system has no say over cores.
+    """
+    if n_jobs > 1 and not hasattr(os, "sched_setaffinity"):
+        raise ValueError("this system does not let a process choose its cores; leave out --jobs")
+    return core_groups(cores_of_this_process(), n_jobs)
+
+
+class FileTurn:
+    """A lock between processes that ends with its holder: one that is killed keeps no other waiting."""
+
+    def __init__(self, path: Path) -> None:
+        """Takes the file that stands for the lock."""
+        self._path = path
+        self._file: IO[str] | None = None
+
+    def __enter__(self) -> None:
+        """Waits for the lock."""
+        import fcntl  # not on every system; where cores can be chosen there is one
+
+        self._file = self._path.open("w")
+        fcntl.flock(self._file, fcntl.LOCK_EX)
+
+    def __exit__(self, *_: object) -> None:
+        """Gives it back."""
+        assert self._file is not None
+        self._file.close()
+        self._file = None
+
+
 def run_each(tasks: Sequence[Task], work: Work[Task], n_jobs: int) -> None:
     """Works on all tasks, `n_jobs` at the same time; with one, in this process.
 
@@ -49,28 +84,26 @@ def run_each(tasks: Sequence[Task], work: Work[Task], n_jobs: int) -> None:
         n_jobs: processes at the same time.
     Raises:
         SystemExit: a task's process ended with another status than 0; the others are worked on before.
-        ValueError: see `core_groups`; or this system has no say over cores.
+        ValueError: see `groups_for`.
     """
     if n_jobs == 1:
         for task in tasks:
             work(task, nullcontext())
         return
-    if not hasattr(os, "sched_setaffinity"):
-        raise ValueError("this system does not let a process choose its cores; leave out --jobs")
     free: SimpleQueue[list[int]] = SimpleQueue()
-    for group in core_groups(cores_of_this_process(), n_jobs):
+    for group in groups_for(n_jobs):
         free.put(group)
     context = multiprocessing.get_context("spawn")
-    turn = context.Lock()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(n_jobs) as pool:
+        turn = FileTurn(Path(folder) / "turn")
 
-    def run(task: Task) -> int:
-        with _taken(free) as cores:
-            process = context.Process(target=_run_on, args=(cores, work, task, turn))
-            process.start()
-            process.join()
-            return process.exitcode or 0
+        def run(task: Task) -> int:
+            with _taken(free) as cores:
+                process = context.Process(target=_run_on, args=(cores, work, task, turn))
+                process.start()
+                process.join()
+                return process.exitcode or 0
 
-    with ThreadPoolExecutor(n_jobs) as pool:
         statuses = list(pool.map(run, tasks))
     if any(statuses):
         failed = [str(task) for task, status in zip(tasks, statuses, strict=True) if status]
@@ -89,7 +122,8 @@ def _taken(free: "SimpleQueue[list[int]]") -> Iterator[list[int]]:
 def _run_on(cores: list[int], work: Work[Task], task: Task, turn: Turn) -> None:
     os.sched_setaffinity(0, cores)
     end_worker_with_parent()
-    import torch  # after the cores are set, by which it counts its threads
+    import torch
 
+    # it may have counted them before: what holds `work` was imported first
     torch.set_num_threads(len(cores))
     work(task, turn)

@@ -94,8 +94,8 @@ def share_cores(graph: Mapping[str, set[str]], n_cores: int, max_workers: int) -
         n_cores: of this machine.
         max_workers: stage instances at the same time.
     Returns:
-        stage instance -> cores, at least 1. What comes before or after it never runs beside it, and what does not train
-        does not count.
+        stage instance -> cores, at least 1. What comes before or after it never runs beside it, stages that wait for
+        each other never run at the same time, and what does not train does not count.
     """
     above: dict[str, set[str]] = {}
     for stage in graphlib.TopologicalSorter(graph).static_order():
@@ -105,8 +105,31 @@ def share_cores(graph: Mapping[str, set[str]], n_cores: int, max_workers: int) -
     shares = {}
     for stage in graph:
         beside = {other for other in training - above[stage] - {stage} if stage not in above[other]}
-        shares[stage] = max(1, n_cores // min(max_workers, 1 + len(beside)))
+        shares[stage] = max(1, n_cores // min(max_workers, 1 + _most_at_once(beside, above)))
     return shares
+
+
+def _most_at_once(stages: set[str], above: Mapping[str, set[str]]) -> int:
+    """How many of `stages` can run at the same time: as many as it takes chains to hold them all.
+
+    Args:
+        stages: instances.
+        above: instance -> all that it waits for, near and far.
+    Source: Dilworth 1950, "A decomposition theorem for partially ordered sets"; the fewest chains by augmenting paths.
+    """
+    next_in_chain: dict[str, str] = {}
+
+    def link(stage: str, tried: set[str]) -> bool:
+        for before in above[stage] & stages:
+            if before in tried:
+                continue
+            tried.add(before)
+            if before not in next_in_chain or link(next_in_chain[before], tried):
+                next_in_chain[before] = stage
+                return True
+        return False
+
+    return len(stages) - sum(link(stage, set()) for stage in stages)
 
 
 def run_stages(graph: Mapping[str, set[str]], place: Place, then: Iterable[str] = ()) -> None:

@@ -75,7 +75,12 @@ def record(recalls, chosen="b"):
             }
             for arm, value in zip(("a", "b", "b+synthetic"), row, strict=True)
         }
-        splits[str(split)] = {"folds": {"f0": {"arms": arms, "chosen": chosen}}, "seconds": {"all": 60.0}}
+        splits[str(split)] = {
+            "folds": {"f0": {"arms": arms, "chosen": chosen}},
+            "seconds": {"all": 60.0},
+            "params": "0" * 64,
+            "versions": {"dataset": 1, "gan": 1, "selection": 1, "classifier": 1, "metrics": 1, "report": 1},
+        }
     return {"scarce": ["rare"], "splits": splits}
 
 
@@ -97,6 +102,23 @@ def test_the_gain_is_paired_by_split_and_its_interval_is_students(script):
     # error of the chosen arm 0.4, with synthetic images 0.3233
     assert "| `b+synthetic` | 67.67 |" in text
     assert "-19 %" in text
+
+
+def test_the_table_says_which_splits_were_measured_differently_and_what_they_took(script):
+    one, table = script("gain_sets").SETS["digits"], script("gain_table").table
+    found = record([[0.5, 0.60, 0.70], [0.4, 0.70, 0.72]])
+    first, second = found["splits"].values()
+    first["versions"] |= {"report": 2, "probe": 1}  # no arm's numbers depend on them
+    assert "different sets" not in table(one, found)
+    first["cores"], second["cores"] = 1, 4
+    first["seconds"], second["seconds"] = {"evaluate a": 300.0, "evaluate b": 60.0}, {"all": 30.0}
+    assert "Time of a split: 4 core-minutes." in table(one, found)  # 6 and 2
+    for part in ("dataset", "gan", "selection", "classifier", "metrics"):
+        first["versions"][part] = 2
+        assert "with 2 different sets" in table(one, found), part
+        first["versions"][part] = 1
+    first["params"] = "1" * 64
+    assert "with 2 different sets" in table(one, found)
 
 
 def test_a_project_of_another_version_is_planned_anew_into_the_same_folds(script, tmp_path, monkeypatch):
