@@ -55,7 +55,8 @@ def is_slow_at_bf16(device: torch.device) -> bool:
 
     x86 alone is told apart: a core with AVX512-BF16 or AMX computes in bfloat16, one without converts at every step.
     """
-    known = torch.cpu.get_capabilities() if device.type == "cpu" else {}
+    ask = getattr(torch.cpu, "get_capabilities", dict)  # the oldest torch allowed may lack it
+    known: dict[str, object] = ask() if device.type == "cpu" else {}
     return known.get("architecture") == "x86_64" and not (known.get("avx512_bf16") or known.get("amx_bf16"))
 
 

@@ -121,6 +121,7 @@ class ReportContent:
         examples, histories, choices, costs: see their classes; each may be empty.
         crossfit: whether the classical arm was chosen by cross-fitting inside the fold, else on validation images.
         share: share of the draws that were synthetic.
+        weights: file that every arm starts from; None: random weights.
         worth: metrics/worth.json; None where there is none.
         origins: one per arm with synthetic images; areas: one per class of the release; either may be empty.
     """
@@ -138,6 +139,7 @@ class ReportContent:
     costs: Sequence[CostRow] = ()
     crossfit: bool = True
     share: float = 0.25
+    weights: str | None = None
     worth: Mapping[str, Any] | None = None
     origins: Sequence[ArmOrigin] = ()
     areas: Sequence[ClassArea] = ()
@@ -179,6 +181,7 @@ def render_page(content: ReportContent) -> str:
             choice_arms=sorted({arm for choice in content.choices for arm in choice.scores}),
             costs=content.costs,
             crossfit=content.crossfit,
+            weights=content.weights,
             share=content.share,
             worth=content.worth,
             worth_sentence=worth_sentence(content.worth) if content.worth else "",

@@ -95,6 +95,7 @@ def collect_content(workspace: Workspace) -> ReportContent:
         choices=_choices(record, gain),
         costs=cost_rows(config, plan, gain, histories, acceptance),
         crossfit=config.evaluate.crossfit,
+        weights=None if config.classifier.weights is None else config.classifier.weights.file,
         share=float(record.get("share", MixingSection().share)),
         worth=read_json(workspace.worth) if workspace.worth.exists() else None,
         origins=_origins(workspace, gain),

@@ -224,3 +224,10 @@ def test_how_the_classical_arm_was_chosen_is_told_as_it_was(content: ReportConte
     # one test set for all folds: no classifier was trained on it
     assert apart in told(False, "frozen")
     assert "were trained on" not in told(False, "frozen")
+
+
+def test_weights_that_did_not_start_at_random_are_told(content: ReportContent) -> None:
+    page = render_page(dataclasses.replace(content, weights="w/<b>resnet.safetensors"))
+    assert "The weights are those of the file w/<b>resnet.safetensors;" in Document(page).words
+    assert "<b>" not in page
+    assert "are those of the file" not in Document(render_page(content)).words
