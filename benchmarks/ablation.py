@@ -198,7 +198,7 @@ def keep_numbers(one: GainSet, split: int, variant: str, folder: Path) -> None:
     config = what_was_set(workspace.config)
     kept = record["variants"].setdefault(variant, {"splits": {}})
     kept["splits"][str(split)] = {
-        "folds": measured_numbers(workspace),
+        "folds": _read_by_the_table(measured_numbers(workspace), variant),
         "counts": accepted_counts(workspace),
         "seconds": {name: entry["seconds"] for name, entry in Ledger(folder).done.items()},
         "params": digest_of({name: value for name, value in config.items() if name not in ("seed", "report")}),
@@ -207,6 +207,16 @@ def keep_numbers(one: GainSet, split: int, variant: str, folder: Path) -> None:
     record["scarce"] = workspace.plan.scarce_slugs
     RESULTS.mkdir(parents=True, exist_ok=True)
     write_json(path, record)
+
+
+def _read_by_the_table(folds: dict[str, dict[str, Any]], variant: str) -> dict[str, dict[str, Any]]:
+    """Without the classical arms, which are those of the base in every variant; `none` alone keeps them."""
+    if variant == NONE:
+        return folds
+    return {
+        fold: {**numbers, "arms": {arm: numbers["arms"][arm] for arm in ARMS if arm in numbers["arms"]}}
+        for fold, numbers in folds.items()
+    }
 
 
 def common_splits(record: dict[str, Any]) -> list[str]:

@@ -1,23 +1,10 @@
 """ablation: pairing, counts and the variants' projects. Nothing is trained."""
 
-import importlib
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
-import pytest
 
 from synthgen.artifacts import write_json
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """Imports a script of benchmarks/ by name, as if it were run: its siblings are beside it."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
-
 
 VALUES = ([0.60, 0.70], [0.70, 0.72], [0.50, 0.61])
 """Recall of the scarce class in three splits: `balanced`, and every arm with synthetic images under `none`."""

@@ -1,19 +1,7 @@
 """bench-gain: how splits are drawn, and the arithmetic of its tables. Nothing is trained."""
 
-import importlib
-from pathlib import Path
-
 import numpy as np
 import pytest
-
-BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """Imports a script of benchmarks/ by name, as if it were run: its siblings are beside it."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
 
 
 def test_draws_are_disjoint_and_the_smaller_is_part_of_the_larger(script):

@@ -1,6 +1,5 @@
 """Splits side by side: cores of their own, a failure named beside what the others did, no turn kept by the dead."""
 
-import importlib
 import logging
 import os
 import subprocess
@@ -44,13 +43,6 @@ def work(task, turn):
 if __name__ == "__main__":
     run_each(["killed in its turn", "second", "refused", "third"], work, 2)
 """
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """Imports a script of benchmarks/ by name, as if it were run: its siblings are beside it."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
 
 
 def test_cores_are_dealt_in_groups_that_share_none(script):

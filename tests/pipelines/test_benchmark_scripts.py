@@ -1,6 +1,5 @@
 """The parts of benchmarks/ that decide and print, without a server: who is killed, what is a fault, what is enough."""
 
-import importlib
 import json
 import random
 from collections import Counter
@@ -9,13 +8,6 @@ from pathlib import Path
 import pytest
 
 BENCHMARKS = Path(__file__).resolve().parents[2] / "benchmarks"
-
-
-@pytest.fixture
-def script(monkeypatch):
-    """Imports a script of benchmarks/ by name, as if it were run: its siblings are beside it."""
-    monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module
 
 
 @pytest.fixture
