@@ -62,11 +62,13 @@ def load_weights(root: Path, section: ClassifierSection) -> Weights | None:
         root: of the project, which the path is relative to.
         section: `weights` is looked at.
     Raises:
-        ConfigError: no such file, not in the safetensors format, or not of the sha256 that params.yaml names.
+        ConfigError: no such regular file, not in the safetensors format, or not of the sha256 that params.yaml names.
     """
     if section.weights is None:
         return None
     path = root / section.weights.file
+    if path.exists() and not path.is_file():  # a pipe would be waited for
+        raise ConfigError(f"classifier.weights.file: {path} is no regular file; name a safetensors file")
     try:
         found = sha256_file(path)
     except OSError as error:

@@ -1,5 +1,8 @@
 """Arms that start from weights on disk: theirs in all but the last layer, scaled as they expect."""
 
+import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -166,6 +169,22 @@ def test_a_missing_file_other_content_and_a_pickle_are_refused(small: Path) -> N
     small.unlink()
     with pytest.raises(ConfigError, match="cannot be read"):
         load_weights(small.parent, section)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
+def test_a_pipe_under_the_files_name_is_refused_and_not_waited_for(small: Path) -> None:
+    section = _section(small)
+    small.unlink()
+    os.mkfifo(small)
+    code = (
+        "import sys; from pathlib import Path; from synthgen.classifier.pretrained import load_weights\n"
+        "from synthgen.config import ClassifierSection\n"
+        "load_weights(Path(sys.argv[1]), ClassifierSection.model_validate_json(sys.argv[2]))"
+    )
+    command = [sys.executable, "-c", code, str(small.parent), section.model_dump_json()]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 1
+    assert "no regular file" in done.stderr
 
 
 def test_params_yaml_names_them() -> None:
