@@ -171,7 +171,6 @@ def test_a_missing_file_other_content_and_a_pickle_are_refused(small: Path) -> N
         load_weights(small.parent, section)
 
 
-@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="this system has no named pipes")
 def test_a_pipe_under_the_files_name_is_refused_and_not_waited_for(small: Path) -> None:
     section = _section(small)
     small.unlink()
@@ -182,7 +181,7 @@ def test_a_pipe_under_the_files_name_is_refused_and_not_waited_for(small: Path) 
         "load_weights(Path(sys.argv[1]), ClassifierSection.model_validate_json(sys.argv[2]))"
     )
     command = [sys.executable, "-c", code, str(small.parent), section.model_dump_json()]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=60)
     assert done.returncode == 1
     assert "no regular file" in done.stderr
 
