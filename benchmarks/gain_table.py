@@ -9,6 +9,7 @@ on the test images, which nobody could have chosen.
 import argparse
 import json
 import sys
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,27 +50,33 @@ class Units:
 
 
 def read_units(record: dict[str, Any]) -> Units:
-    """Units of all splits; an arm that some unit lacks is left out."""
+    """Units of all splits; nan where a unit lacks an arm, and an arm that fewer than two units have is left out."""
     scarce, names, rows, chosen = set(record["scarce"]), [], [], []
     for split, entry in sorted(record["splits"].items(), key=lambda item: int(item[0])):
         for fold, numbers in entry["folds"].items():
             names.append(f"split {split}" + (f" {fold}" if len(entry["folds"]) > 1 else ""))
             rows.append(numbers["arms"])
             chosen.append(numbers.get("chosen", ""))
-    arms = [arm for arm in rows[0] if all(arm in row for row in rows)]
+    counts = Counter(arm for row in rows for arm in row)
+    arms = [arm for arm, count in counts.items() if count >= min(2, len(rows))]
 
-    def mean_recall(values: dict[str, float | None], wanted: bool) -> float:
+    def mean_recall(row: dict[str, Any], arm: str, wanted: bool) -> float:
+        values = row.get(arm, {}).get("recall", {})
         known = [value for slug, value in values.items() if (slug in scarce) is wanted and value is not None]
         return float(np.mean(known)) if known else float("nan")
 
     return Units(
         names,
-        {arm: np.array([mean_recall(row[arm]["recall"], True) for row in rows]) for arm in arms},
-        {arm: np.array([row[arm]["balanced_accuracy"] for row in rows], dtype=np.float64) for arm in arms},
-        {arm: np.array([row[arm]["scarce_auc"] for row in rows], dtype=np.float64) for arm in arms},
-        {arm: np.array([mean_recall(row[arm]["recall"], False) for row in rows]) for arm in arms},
+        {arm: np.array([mean_recall(row, arm, True) for row in rows]) for arm in arms},
+        {arm: _numbers(rows, arm, "balanced_accuracy") for arm in arms},
+        {arm: _numbers(rows, arm, "scarce_auc") for arm in arms},
+        {arm: np.array([mean_recall(row, arm, False) for row in rows]) for arm in arms},
         chosen,
     )
+
+
+def _numbers(rows: list[dict[str, Any]], arm: str, name: str) -> NDArray[np.float64]:
+    return np.array([row[arm][name] if arm in row else np.nan for row in rows], dtype=np.float64)
 
 
 def interval(differences: NDArray[np.float64], overlap: float) -> str:
@@ -87,7 +94,8 @@ def table(one: GainSet, record: dict[str, Any]) -> str:
     units = read_units(record)
     classical = [arm for arm in units.recall if "+" not in arm]
     made = [arm for arm in units.recall if "+" in arm]
-    best = max(classical, key=lambda arm: units.recall[arm].mean())
+    everywhere = [arm for arm in classical if not np.isnan(units.recall[arm]).any()]
+    best = max(everywhere, key=lambda arm: units.recall[arm].mean())
     n_splits = len(record["splits"])
     lines = [
         f"{one.title}: {n_splits} of {one.n_splits} splits, {len(units.names)} units. Bar: {one.bar}.",
@@ -105,11 +113,14 @@ def table(one: GainSet, record: dict[str, Any]) -> str:
         if has_choice:
             baseline = units.of_chosen(units.recall)
             over_chosen = interval(recall - baseline, one.overlap)
-            error = f"{100 * ((1 - recall.mean()) / (1 - baseline.mean()) - 1):+.0f} %"
+            known = ~np.isnan(recall)
+            error = f"{100 * ((1 - recall[known].mean()) / (1 - baseline[known].mean()) - 1):+.0f} %"
         over_best = "" if arm == best else interval(recall - units.recall[best], one.overlap)
         numbers = [recall, units.others[arm], units.balanced[arm], units.auc[arm]]
         shown = " | ".join(f"{100 * np.nanmean(values):.2f}" for values in numbers)
-        lines.append(f"| `{arm}` | {shown} | {over_chosen} | {over_best} | {error} |")
+        n_known = int((~np.isnan(recall)).sum())
+        name = f"`{arm}`" if n_known == len(recall) else f"`{arm}` ({n_known} units)"
+        lines.append(f"| {name} | {shown} | {over_chosen} | {over_best} | {error} |")
     if has_choice:
         lines += ["", "Balanced accuracy over the chosen classical arm:", ""]
         balanced = units.of_chosen(units.balanced)
@@ -123,8 +134,8 @@ def table(one: GainSet, record: dict[str, Any]) -> str:
     if len(kinds) > 1:
         lines += [
             "",
-            f"The splits were measured with {len(kinds)} different sets of parameters or versions; arms that not all "
-            "have are left out.",
+            f"The splits were measured with {len(kinds)} different sets of parameters or versions. The means of an arm "
+            "that not all have are of other splits than those beside them: compare it by its paired differences.",
         ]
     held = [sum(entry["seconds"].values()) * entry.get("cores", 2) for entry in record["splits"].values()]
     minutes = sum(held) / 60 / n_splits

@@ -287,6 +287,16 @@ class ProjectionSection(Section):
     )
 
 
+class MorphSection(Section):
+    """A pool of morphs beside the GANs' samples (docs/morphs.md)."""
+
+    pairs: Count = Field(default=400, description="of training images of a class that are registered, at most")
+    reach: Share = Field(default=0.9, description="a sample lies at most this far on the way to its second image")
+    variation: NotNegative = Field(
+        default=0.7, description="of the deformations that plentiful classes show; 1: as far as they do"
+    )
+
+
 class SynthesizeSection(Section):
     """Sampling and selection of labelled synthetic images."""
 
@@ -297,6 +307,9 @@ class SynthesizeSection(Section):
         default="normal", description="random, or on arcs between training images of the class"
     )
     projection: ProjectionSection = ProjectionSection()
+    morphs: MorphSection | None = Field(
+        default=None, description="makes the pool `morphed` beside the generators'; null: none"
+    )
     min_agreement: Annotated[float, Field(ge=0.0, le=1.0)] = 0.5
     max_agreement: Annotated[float, Field(gt=0.0, le=1.0)] = Field(
         default=1.0, description="samples of which the teacher is surer are left out as too easy; 1: never"
@@ -386,7 +399,7 @@ class EvaluateSection(Section):
 class MixingSection(Section):
     """How synthetic images enter a training (docs/method.md, "Mixing")."""
 
-    pool: Literal["default", "shared"] = "default"
+    pool: Literal["default", "shared", "morphed"] = "default"
     share: Share = Field(default=0.25, description="of the draws of each class")
     shares: dict[str, Share] = Field(default={}, description="of single classes, by name, instead of `share`")
     classes: Literal["all", "scarce"] = Field(default="all", description="those that take `share`; the others 0")

@@ -9,6 +9,7 @@ VERSIONS = {
     "dataset": 2,
     "gan": 3,
     "selection": 1,
+    "morphs": 1,
     "classifier": 3,
     "metrics": 2,
     "report": 5,

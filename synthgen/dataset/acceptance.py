@@ -20,7 +20,7 @@ class Acceptance(BaseModel):
     `rejected` counts candidates by reason; `refused` says why the whole shard was emptied, if it was;
     `generator_digest` is empty where there was no generator; `diversity_ratio` is the spread of accepted samples over
     that of real ones; `projection` says how well training images were found in latent space, where samples were drawn
-    between them.
+    between them; `pairs` how many pairs of training images morphs were tried between, and between how many they are.
     """
 
     model_config = ConfigDict(extra="ignore", frozen=True)
@@ -32,6 +32,7 @@ class Acceptance(BaseModel):
     refused: str | None = None
     diversity_ratio: float | None = None
     projection: dict[str, float] | None = None
+    pairs: dict[str, int] | None = None
 
     @property
     def rate(self) -> float | None:
@@ -40,7 +41,7 @@ class Acceptance(BaseModel):
 
 
 def read_acceptance(path: Path) -> dict[str, Acceptance]:
-    """Shard name (`SLUG` or `SLUG.shared`) -> its selection.
+    """Shard name (`synthgen.dataset.pools`) -> its selection.
 
     Raises:
         ArtifactError: missing, damaged or of another form.

@@ -25,7 +25,7 @@ class MixingPolicy:
 
     Attributes:
         name: as in `challenge.policies` and in the names of arms.
-        pool: which samples: `default` (each class's own generator) or `shared`.
+        pool: which samples (`synthgen.dataset.pools`).
         shares: of the draws of each class that are synthetic, by label, in [0, 1).
         transforms: of the synthetic images: `none`, `mild` or `classical`.
         loss_weight: of a synthetic image, in (0, 1]; a real one has 1.

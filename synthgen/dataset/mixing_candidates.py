@@ -20,6 +20,8 @@ SHARE_FACTORS = (0.0, 0.5, 2.0)
 """What a variant makes of the share of one class."""
 
 DEPARTURES: tuple[dict[str, Any], ...] = (
+    {"pool": "morphed", "share": 0.5},
+    {"pool": "morphed"},
     {"share": 0.5},
     {"share": 0.1},
     {"share": 0.25},
@@ -59,6 +61,7 @@ def list_candidates(
     scarce_labels: Sequence[int],
     *,
     has_shared: bool,
+    has_morphs: bool = False,
 ) -> list[Candidate]:
     """The default, no synthetic images, the policies that a person named, then departures from the default.
 
@@ -68,6 +71,7 @@ def list_candidates(
         class_names: in label order.
         scarce_labels: labels of the scarce classes.
         has_shared: whether there are samples of a shared GAN beside those of each class's own.
+        has_morphs: whether there are morphs.
     Returns:
         candidates of different content, names unique; at least 2.
     Raises:
@@ -82,7 +86,7 @@ def list_candidates(
     default = policies[MEASURED_POLICY]
     sections = {MEASURED_POLICY: default, **{name: policies[name] for name in named}}
     for change in DEPARTURES:
-        if change.get("pool") == "shared" and not has_shared:
+        if (change.get("pool") == "shared" and not has_shared) or (change.get("pool") == "morphed" and not has_morphs):
             continue
         sections["+".join(f"{key}={value}" for key, value in change.items())] = default.model_copy(update=change)
     found = [

@@ -40,7 +40,8 @@ class PoolOrigin(BaseModel):
 
 
 class OriginRecord(BaseModel):
-    """The whole file; `pools` holds `default`, and `shared` where classes have generators of their own."""
+    """The whole file; `pools` holds `default`, `shared` where classes have generators of their own, and
+    `morphed` where morphs were made."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 

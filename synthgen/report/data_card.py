@@ -24,7 +24,7 @@ class CardClass:
         cut: whether the class was made scarce on purpose.
         surplus: images taken out of training by that, and tested on; 0 where they were dropped.
         synthetic, candidates: accepted and drawn.
-        generator: `adapted`, `shared` or `scratch`.
+        generator: `adapted`, `shared`, `scratch` or `morphed`.
         refused: why there is no synthetic image of the class, if the gate refused them.
         between_reals: whether samples were drawn between training images in latent space.
     """

@@ -117,7 +117,7 @@ class ReportContent:
         quarantine: rows of quarantine.csv (source, reason, detail).
         real_counts: slug -> (training images, groups) of the `final` fold.
         folds: rows of metrics/folds.csv; may be empty.
-        acceptance: shard -> selection, `SLUG` and `SLUG.shared`, of the `final` fold.
+        acceptance: shard -> selection, `SLUG`, `SLUG.shared` and `SLUG.morphed`, of the `final` fold.
         examples, histories, choices, costs: see their classes; each may be empty.
         crossfit: whether the classical arm was chosen by cross-fitting inside the fold, else on validation images.
         share: share of the draws that were synthetic.
@@ -357,7 +357,8 @@ def _selection(content: ReportContent) -> dict[str, Any]:
     reasons = sorted({reason for entry in content.acceptance.values() for reason in entry.rejected})
     rows = []
     for slug in content.plan.slugs:
-        for shard, pool in ((slug, content.plan.classes[slug].generator), (f"{slug}.shared", "shared")):
+        own = content.plan.classes[slug].generator
+        for shard, pool in ((slug, own), (f"{slug}.shared", "shared"), (f"{slug}.morphed", "morphed")):
             if shard in content.acceptance:
                 rows.append({"slug": slug, "pool": pool, "entry": content.acceptance[shard]})
     return {"reasons": reasons, "rows": rows}

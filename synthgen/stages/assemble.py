@@ -6,6 +6,7 @@ changed since `prepare`; writes all of the folder or nothing.
 """
 
 import shutil
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +15,10 @@ from numpy.typing import NDArray
 
 from synthgen.artifacts import atomic_folder, canonical_json, read_json, sha256_file
 from synthgen.config import MEASURED_POLICY, POLICIES
-from synthgen.dataset.acceptance import Acceptance, read_acceptance
+from synthgen.dataset.acceptance import SHARD_SUFFIX, Acceptance, read_acceptance
 from synthgen.dataset.croissant import croissant_metadata
 from synthgen.dataset.mixing import MixingPolicy, build_policy, policy_record
+from synthgen.dataset.pools import shards_for
 from synthgen.dataset.prepared import PreparedData, load_prepared, rows_of_index
 from synthgen.dataset.provenance import Provenance, read_provenance
 from synthgen.dataset.shards import REAL, SYNTHETIC, TRAIN, iter_rows, write_real_shard
@@ -42,9 +44,10 @@ def run_assemble(workspace: Workspace) -> None:
     entries: list[CardClass] = []
     with atomic_folder(workspace.augmented) as folder:
         for slug in track(plan.slugs, "assemble", len(plan.slugs)):
-            if slug not in acceptance:
+            name = released_shard(workspace, slug, acceptance)
+            if name not in acceptance:
                 raise ArtifactError(
-                    f"{source / 'acceptance.json'} says nothing about {slug}; run `dvc repro synthesize@{FINAL}`"
+                    f"{source / 'acceptance.json'} says nothing about {name}; run `dvc repro synthesize@{FINAL}`"
                 )
             rows = final_rows(workspace, data, slug)
             write_real_shard(
@@ -59,12 +62,12 @@ def run_assemble(workspace: Workspace) -> None:
                 fold=FINAL,
                 class_names=data.class_names,
             )
-            shard = source / f"{slug}.parquet"
+            shard = source / f"{name}{SHARD_SUFFIX}"
             shape: tuple[int, ...] = data.images.shape[1:]
-            check_synthetic(shard, slug, plan.classes[slug], acceptance[slug], shape)
+            check_synthetic(shard, slug, plan.classes[slug], acceptance[name], shape)
             # The bytes are taken as they are: what was selected is what is released.
             shutil.copyfile(shard, folder / f"{SYNTHETIC}-{slug}.parquet")
-            entries.append(_entry(slug, plan.classes[slug], acceptance[slug], data.groups[rows], summary))
+            entries.append(_entry(slug, name, plan.classes[slug], acceptance[name], data.groups[rows], summary))
         _describe(folder, entries, summary, _policy_of(workspace, data.class_names))
 
 
@@ -122,8 +125,19 @@ def check_synthetic(path: Path, slug: str, entry: ClassPlan, selection: Acceptan
         )
 
 
+def released_shard(workspace: Workspace, slug: str, present: Collection[str]) -> str:
+    """Name of the shard of `final` that is released of a class: the first that the policy of the verdict draws from.
+
+    Args:
+        slug: of the class.
+        present: names of the shards that there are.
+    """
+    pool = {**POLICIES, **workspace.config.challenge.policies}[MEASURED_POLICY].pool
+    return shards_for(slug, pool, present)[0]
+
+
 def _entry(
-    slug: str, planned: ClassPlan, selection: Acceptance, groups: NDArray[np.str_], summary: dict[str, Any]
+    slug: str, shard: str, planned: ClassPlan, selection: Acceptance, groups: NDArray[np.str_], summary: dict[str, Any]
 ) -> CardClass:
     simulated, counts = summary["simulate_scarcity"], summary["classes"][slug]
     was_cut = bool(simulated) and planned.class_name in simulated["keep"]
@@ -138,7 +152,7 @@ def _entry(
         surplus=int(counts["surplus"]) if was_cut else 0,
         synthetic=selection.accepted,
         candidates=selection.candidates,
-        generator=planned.generator,
+        generator=shard.partition(".")[2] or planned.generator,
         generator_digest=selection.generator_digest,
         diversity_ratio=selection.diversity_ratio,
         refused=selection.refused,

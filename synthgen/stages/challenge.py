@@ -17,8 +17,10 @@ from synthgen.classifier.draws import SyntheticImages
 from synthgen.classifier.job_cache import kept_predictions
 from synthgen.classifier.jobs import count_pseudo_labels, fold_jobs, run_jobs, worker_count
 from synthgen.config import POLICIES, SEARCHED_POLICY
+from synthgen.dataset.acceptance import SHARD_SUFFIX
 from synthgen.dataset.mixing import MixingPolicy, build_policy, policy_record
 from synthgen.dataset.origin_record import read_origin
+from synthgen.dataset.pools import shards_for
 from synthgen.dataset.predictions import load_predictions, save_predictions
 from synthgen.dataset.prepared import PreparedData, load_prepared
 from synthgen.dataset.shards import read_images
@@ -162,11 +164,12 @@ def load_pool(
 ) -> tuple[SyntheticImages, dict[str, str]]:
     """The images from which the synthetic share of every batch is drawn, some for each class that trains.
 
-    A class whose samples were refused takes those of the shared GAN, else its own training images as they are: left
-    out, it would be the one class that is never synthetic, and origin would tell the label.
+    A class whose samples were refused takes what stands in for them (the shared GAN's for an adapted one's), else its
+    own training images as they are: left out, it would be the one class that is never synthetic, and origin would tell
+    the label.
 
     Args:
-        policy: its `pool` is `default`, or `shared`: samples of the shared GAN, also for classes with one of their own.
+        policy: its `pool` says which images (`synthgen.dataset.pools`).
     Returns:
         the images, and `{SLUG: what stands in}` for the classes that have none of their own.
     """
@@ -174,13 +177,15 @@ def load_pool(
     train = data.split(fold).train
     images, labels, sureness = [], [], []
     stand_ins: dict[str, str] = {}
+    present = {path.name.removesuffix(SHARD_SUFFIX) for path in folder.glob(f"*{SHARD_SUFFIX}")}
     for label, slug in enumerate(data.slugs):
-        own, shared = folder / f"{slug}.parquet", folder / f"{slug}.shared.parquet"
-        content = read_images(shared if policy.pool == "shared" and shared.exists() else own, [AGREEMENT])
-        if not len(content.labels) and shared.exists():
-            content = read_images(shared, [AGREEMENT])
-            stand_ins[slug] = "shared"
-        found, sure = content.images, content.columns[AGREEMENT]
+        found, sure = np.zeros((0, *data.images.shape[1:]), np.uint8), np.zeros(0, np.float32)
+        for place, name in enumerate(shards_for(slug, policy.pool, present)):
+            if not len(found):
+                content = read_images(folder / f"{name}{SHARD_SUFFIX}", [AGREEMENT])
+                found, sure = content.images, content.columns[AGREEMENT]
+                if place:
+                    stand_ins[slug] = "shared"
         if not len(found):
             found = data.verified(train[data.labels[train] == label])
             sure = np.ones(len(found), np.float32)

@@ -191,7 +191,8 @@ def procedure_digest(workspace: Workspace, arms: list[str]) -> str:
     if workspace.config.plan.strategy != "adapted":
         config.pop("adapt", None)  # `scratch` stays under every strategy: looks were logged with it
     searched = ["search"] if workspace.config.challenge.searched_arms else []
-    telling = {*TELLING_PARTS, "search"} - {*searched}
+    morphed = ["morphs"] if workspace.config.synthesize.morphs is not None else []
+    telling = {*TELLING_PARTS, "search", "morphs"} - {*searched, *morphed}
     return digest_of(
         {
             "arms": arms,

@@ -94,6 +94,11 @@ def check_arms(config: Config) -> None:
             raise ConfigError(
                 f"challenge.arms: {name} needs a shared GAN, which plan.strategy scratch has not; remove it"
             )
+        if policies[policy].pool == "morphed" and config.synthesize.morphs is None:
+            raise ConfigError(
+                f"challenge.arms: {name} needs the pool morphed, which is made under synthesize.morphs; write "
+                "`morphs: {}` there, or remove the arm"
+            )
     unknown = [name for name in config.search.candidates if name not in policies]
     if config.challenge.searched_arms and unknown:
         raise ConfigError(

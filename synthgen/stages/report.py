@@ -17,8 +17,8 @@ from numpy.typing import NDArray
 
 from synthgen.artifacts import atomic_file, read_json
 from synthgen.classifier.arms import BEST, CLASSICAL_ARMS, trains_teacher
-from synthgen.config import Config, MixingSection
-from synthgen.dataset.acceptance import Acceptance, read_acceptance
+from synthgen.config import MEASURED_POLICY, POLICIES, Config, MixingSection
+from synthgen.dataset.acceptance import SHARD_SUFFIX, Acceptance, read_acceptance
 from synthgen.dataset.origin_record import ORIGIN_FILE, read_origin
 from synthgen.dataset.prepared import PreparedData, load_prepared
 from synthgen.dataset.shards import count_rows, read_rows
@@ -39,6 +39,7 @@ from synthgen.report.page import (
     render_page,
 )
 from synthgen.report.wording import count
+from synthgen.stages.assemble import released_shard
 from synthgen.stages.workspace import Workspace
 
 GAIN_SCHEMA = 1
@@ -148,10 +149,11 @@ def _examples(workspace: Workspace, data: PreparedData, n_wanted: int) -> list[C
     plan = workspace.plan
     train = data.split(FINAL).train
     examples = []
+    present = {path.name.removesuffix(SHARD_SUFFIX) for path in workspace.synthetic(FINAL).glob(f"*{SHARD_SUFFIX}")}
     for slug in track(plan.slugs, "report: examples", len(plan.slugs)):
         rows = train[data.labels[train] == plan.classes[slug].label]
         real = data.verified(rows[evenly_spaced(len(rows), n_wanted)])
-        shard = workspace.synthetic(FINAL) / f"{slug}.parquet"
+        shard = workspace.synthetic(FINAL) / f"{released_shard(workspace, slug, present)}{SHARD_SUFFIX}"
         synthetic: NDArray[np.uint8] = real[:0]
         if shard.exists():
             synthetic = read_rows(shard, evenly_spaced(count_rows(shard), n_wanted))
@@ -201,7 +203,8 @@ def _areas(workspace: Workspace) -> list[ClassArea]:
     folder = workspace.synthetic(FINAL)
     if not (folder / ORIGIN_FILE).exists():
         return []
-    classes = read_origin(folder).pool("default").classes
+    pool = {**POLICIES, **workspace.config.challenge.policies}[MEASURED_POLICY].pool
+    classes = read_origin(folder).pool(pool).classes
     shown = [(slug, classes[slug]) for slug in workspace.plan.slugs if slug in classes]
     return [ClassArea(slug, entry.auc, entry.error, entry.reason) for slug, entry in shown]
 

@@ -184,6 +184,7 @@ def run_search(workspace: Workspace, device: torch.device, n_workers: int | None
         data.class_names,
         scarce,
         has_shared=workspace.plan.strategy == "adapted",
+        has_morphs=any(workspace.synthetic(workspace.plan.measured_folds[0]).glob("*.morphed.parquet")),
     )
     with kept_predictions(workspace.root, SCRATCH) as scratch:
         trainer = CandidateTrainer(workspace, data, candidates, scratch, device, worker_count(n_workers))

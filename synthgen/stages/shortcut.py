@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from synthgen.classifier.fixed_features import describe_texture, draw_filters
 from synthgen.dataset.mixing import MixingPolicy
 from synthgen.dataset.origin_record import OriginRecord
+from synthgen.dataset.pools import shards_for
 from synthgen.metrics.shortcut import OriginProbe, probe_origin, shortcut_bits
 from synthgen.report.grids import evenly_spaced
 from synthgen.seeding import numpy_generator, torch_generator
@@ -58,26 +59,25 @@ class OriginWatch:
         return describe_texture(self._filters, images, self._device)
 
     def see(self, shard: str, images: NDArray[np.uint8]) -> None:
-        """Describes the accepted images of one shard, `SLUG` or `SLUG.shared`."""
+        """Describes the accepted images of one shard, named as in `synthgen.dataset.pools`."""
         self._made[shard] = self._describe(images[_spread(np.arange(len(images)))])
 
     def record(self) -> dict[str, Any]:
         """Contents of shortcut.json: pools as `load_pool` of `challenge` fills them.
 
-        Samples of the shared GAN stand in for a class whose own were refused. The other way round none do: a shared
-        pool without a sample of a class trains on its reals, so it has nothing to probe there.
+        A pool without a sample of a class, nor any that stands in, trains on its reals: there is nothing to probe.
         """
-        shared = {slug: f"{slug}.shared" for slug in self._slugs if f"{slug}.shared" in self._made}
-        pools = {"default": [self._first(slug, shared.get(slug, slug)) for slug in self._slugs]}
-        if shared:
-            pools["shared"] = [self._first(shared.get(slug, slug)) for slug in self._slugs]
+        kinds = {"default", *(name.partition(".")[2] for name in self._made if "." in name)}
+        pools = {
+            kind: [self._first(shards_for(slug, kind, self._made)) for slug in self._slugs] for kind in sorted(kinds)
+        }
         found = {
             name: probe_origin(self._reals, self._groups, made, numpy_generator(*self._parts))
             for name, made in pools.items()
         }
         return {"form": 1, "pools": {name: _pool_record(probe, self._slugs) for name, probe in found.items()}}
 
-    def _first(self, *shards: str) -> NDArray[np.float32]:
+    def _first(self, shards: list[str]) -> NDArray[np.float32]:
         for shard in shards:
             if len(self._made.get(shard, ())):
                 return self._made[shard]

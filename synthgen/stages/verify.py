@@ -22,6 +22,7 @@ from synthgen.dataset.unlabelled import load_unlabelled
 from synthgen.errors import ArtifactError, SynthgenError
 from synthgen.progress import track
 from synthgen.records import FINAL
+from synthgen.stages.assemble import released_shard
 from synthgen.stages.dvc_lock import (
     Blobs,
     LockedOutput,
@@ -237,16 +238,18 @@ def _look_at_anchors(folder: Path, name: str, entry: Acceptance) -> None:
         raise ArtifactError(f"{path} lacks {len(sources - known)} of the reals that samples of {name} lie between")
 
 
-def _model_of_shard(workspace: Workspace, fold: str, name: str) -> Path:
+def _model_of_shard(workspace: Workspace, fold: str, name: str) -> Path | None:
+    """Folder of the generator that made a shard; None for morphs, which no network makes."""
     slug, _, kind = name.partition(".")
+    if kind == "morphed":
+        return None
     return workspace.shared_model(fold) if kind == "shared" else workspace.model_of(fold, slug)
 
 
-def _look_at_shard(path: Path, entry: Acceptance, model: Path, digests: dict[Path, str]) -> int:
+def _look_at_shard(path: Path, entry: Acceptance, model: Path | None, digests: dict[Path, str]) -> int:
     digest = entry.generator_digest
-    trained = digests.get(model)
-    if digest and trained is not None and digest != trained:
-        raise ArtifactError(f"{path} is of generator {digest[:12]}, {model.name} holds {trained[:12]}")
+    if digest and model is not None and digests.get(model, digest) != digest:
+        raise ArtifactError(f"{path} is of generator {digest[:12]}, {model.name} holds {digests[model][:12]}")
     n_rows = 0
     for row in iter_rows(path):
         values = row.values
@@ -265,6 +268,7 @@ def _look_at_augmented(workspace: Workspace, digests: dict[Path, str]) -> int:
     acceptance = read_acceptance(workspace.synthetic(FINAL) / "acceptance.json")
     for slug in workspace.plan.slugs:
         n_rows += sum(1 for _ in iter_rows(folder / f"{REAL}-{slug}{SHARD_SUFFIX}"))  # checks each against its sha256
-        model = workspace.model_of(FINAL, slug)
-        n_rows += _look_at_shard(folder / f"{SYNTHETIC}-{slug}{SHARD_SUFFIX}", acceptance[slug], model, digests)
+        name = released_shard(workspace, slug, acceptance)
+        model = _model_of_shard(workspace, FINAL, name)
+        n_rows += _look_at_shard(folder / f"{SYNTHETIC}-{slug}{SHARD_SUFFIX}", acceptance[name], model, digests)
     return n_rows

@@ -92,6 +92,21 @@ def test_the_gain_is_paired_by_split_and_its_interval_is_students(script):
     assert "-19 %" in text
 
 
+def test_an_arm_that_not_all_splits_have_is_paired_within_its_own(script):
+    table, one = script("gain_table"), script("gain_sets").SETS["digits"]
+    found = record([[0.5, 0.60, 0.70], [0.4, 0.70, 0.72], [0.6, 0.50, 0.61]])
+    del found["splits"]["0"]["folds"]["f0"]["arms"]["b+synthetic"]
+    units = table.read_units(found)
+    differences = units.recall["b+synthetic"] - units.of_chosen(units.recall)
+    np.testing.assert_allclose(differences, [np.nan, 0.02, 0.11])
+    text = table.table(one, found)
+    assert "| `b+synthetic` (2 units) | 66.50 |" in text
+    assert "-16 %" in text  # errors 0.30 and 0.50, with synthetic images 0.28 and 0.39
+    assert "n = 2" in text
+    del found["splits"]["1"]["folds"]["f0"]["arms"]["b+synthetic"]
+    assert "b+synthetic" not in table.table(one, found)
+
+
 def test_the_table_says_which_splits_were_measured_differently_and_what_they_took(script):
     one, table = script("gain_sets").SETS["digits"], script("gain_table").table
     found = record([[0.5, 0.60, 0.70], [0.4, 0.70, 0.72]])
