@@ -119,7 +119,12 @@ def run_project(folder: Path, until: str, device: torch.device) -> None:
             continue
         ledger.run(
             f"synthesize {fold}",
-            [*about, classifier, config["synthesize"], *(versions[p] for p in ("selection", "classifier", "probe"))],
+            [
+                *about,
+                classifier,
+                config["synthesize"],
+                *(versions[p] for p in ("selection", "morphs", "classifier", "probe")),
+            ],
             models,
             lambda fold=fold: run_synthesize(workspace, fold, device),
         )
