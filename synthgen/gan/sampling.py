@@ -6,6 +6,7 @@ image, `seed` fixes the batch's content too, out of the fold's training images (
 `seed` fixes the points between anchors, which are handed in (`synthgen.gan.interpolation`).
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -41,6 +42,18 @@ class Sampled:
         """The rows `chosen`, in that order."""
         sources = None if self.sources is None else self.sources[chosen]
         return Sampled(self.images[chosen], self.seeds[chosen], self.positions[chosen], self.d_score[chosen], sources)
+
+
+def join_batches(parts: Sequence[Sampled]) -> Sampled:
+    """One after the other; all of them have sources, or none."""
+    sources = [part.sources for part in parts if part.sources is not None]
+    return Sampled(
+        np.concatenate([part.images for part in parts]),
+        np.concatenate([part.seeds for part in parts]),
+        np.concatenate([part.positions for part in parts]),
+        np.concatenate([part.d_score for part in parts]),
+        np.concatenate(sources) if sources else None,
+    )
 
 
 @torch.inference_mode()
@@ -131,11 +144,4 @@ def sample_images(
         )
         for k in range(n_batches)
     ]
-    sources = [part.sources for part in parts if part.sources is not None]
-    return Sampled(
-        np.concatenate([part.images for part in parts]),
-        np.concatenate([part.seeds for part in parts]),
-        np.concatenate([part.positions for part in parts]),
-        np.concatenate([part.d_score for part in parts]),
-        np.concatenate(sources) if sources else None,
-    )
+    return join_batches(parts)

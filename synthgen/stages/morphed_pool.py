@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthgen.config import MorphSection
-from synthgen.gan.sampling import Sampled
+from synthgen.gan.sampling import Sampled, join_batches
 from synthgen.morphing.morphs import Morpher
 from synthgen.seeding import derive_seed
 
@@ -83,10 +83,4 @@ class MorphedPool:
                     self._sha256[made.sources],
                 )
             )
-        return Sampled(
-            np.concatenate([part.images for part in parts]),
-            np.concatenate([part.seeds for part in parts]),
-            np.concatenate([part.positions for part in parts]),
-            np.concatenate([part.d_score for part in parts]),
-            np.concatenate([part.sources for part in parts if part.sources is not None]),
-        )
+        return join_batches(parts)
