@@ -368,7 +368,7 @@ def test_games_that_three_cannot_play_are_refused() -> None:
 def test_samples_come_nearer_to_the_boundary_and_stay_of_their_class() -> None:
     """Judged by another classifier, on other images, than the one that played; under the default weight.
 
-    Means over two games, since one ends elsewhere on another processor. At a weight of 1 one in six left its class.
+    Means over two games, since one ends elsewhere on another processor. At a weight of 1 one was seen to leave it.
     """
     images, labels = _spots(60)
     shape = GanShape.of(GeneratorSection(architecture="dcgan", d_norm="none", channels=8, latents=8), SIDE, 1, 2)
