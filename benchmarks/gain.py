@@ -149,7 +149,9 @@ def _challenge(workspace: Workspace, ledger: Ledger, config: dict[str, Any], dev
     above = [f"evaluate {arm}" for arm in workspace.config.evaluate.arms]
     above += [f"synthesize {fold}" for fold in workspace.plan.measured_folds]
     arms = workspace.config.challenge.arms
-    shared = [config["transforms"], config["classifier"], config["evaluate"], workspace.config.challenge.choice]
+    rule = workspace.config.challenge
+    choice = [rule.choice, rule.choice_errors]
+    shared = [config["transforms"], config["classifier"], config["evaluate"], *choice]
     policies = {**POLICIES, **workspace.config.challenge.policies}
     versions = [workspace.plan.versions[part] for part in ("classifier", "metrics", "probe")]
     for arm in arms:

@@ -35,7 +35,7 @@ scratch: {}
 synthesize: {min_agreement: 0.0, teacher_steps: 30, batch: 16}
 transforms: {}
 evaluate: {arms: [balanced, classical], repeats: 2, crossfit: true, share: 0.25, mix_alpha: 0.3}
-challenge: {arms: [best+synthetic, best+shared], policies: {}, choice: balanced_accuracy}
+challenge: {arms: [best+synthetic, best+shared], policies: {}, choice: balanced_accuracy, choice_errors: 1.0}
 assemble: {}
 compare: {}
 worth: {}

@@ -429,6 +429,9 @@ class ChallengeSection(Section):
     arms: list[str]
     policies: dict[PolicyName, MixingSection] = {}
     choice: Literal["balanced_accuracy", "scarce_recall", "macro_f1"] = "balanced_accuracy"
+    choice_errors: Annotated[float, Field(ge=0.0, le=10.0)] = Field(
+        default=1.0, description="standard errors within which arms count as equal: the most regularised; 0: the best"
+    )
 
     @field_validator("policies")
     @classmethod

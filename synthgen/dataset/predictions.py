@@ -104,8 +104,8 @@ class Predictions:
             logits=np.stack([self.logits[rows] for rows in blocks]).astype(np.float64),
         )
 
-    def selection(self, fold: str) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
-        """Labels (n,) and logits (n, K) on which the classical arm of a fold is chosen.
+    def selection(self, fold: str) -> tuple[NDArray[np.int64], NDArray[np.float32], NDArray[np.str_]]:
+        """Labels (n,), logits (n, K) and groups (n,) on which the classical arm of a fold is chosen.
 
         The cross-fitted rows (part `inner`) where there are any. Else the validation rows of all folds but those of
         groups that this fold is tested on: a fold's own hold a handful of scarce images. Pooled over repeats; no row
@@ -121,7 +121,7 @@ class Predictions:
             chosen = np.flatnonzero((self.parts == "val") & ~np.isin(self.groups, tested))
         if not chosen.size:
             raise MeasurementError(f"fold {fold} has neither cross-fitted nor validation predictions to choose an arm")
-        return self.labels[chosen], self.logits[chosen]
+        return self.labels[chosen], self.logits[chosen], self.groups[chosen]
 
 
 def _same_rows(predictions: Predictions, first: NDArray[np.int64], other: NDArray[np.int64]) -> bool:

@@ -120,6 +120,7 @@ class ReportContent:
         acceptance: shard -> selection, `SLUG`, `SLUG.shared` and `SLUG.morphed`, of the `final` fold.
         examples, histories, choices, costs: see their classes; each may be empty.
         crossfit: whether the classical arm was chosen by cross-fitting inside the fold, else on validation images.
+        choice_errors: standard errors within which arms counted as equal, the most regularised being chosen.
         share: share of the draws that were synthetic.
         weights: file that every arm starts from; None: random weights.
         worth: metrics/worth.json; None where there is none.
@@ -138,6 +139,7 @@ class ReportContent:
     choices: Sequence[ArmChoice] = ()
     costs: Sequence[CostRow] = ()
     crossfit: bool = True
+    choice_errors: float = 0.0
     share: float = 0.25
     weights: str | None = None
     worth: Mapping[str, Any] | None = None
@@ -181,6 +183,7 @@ def render_page(content: ReportContent) -> str:
             choice_arms=sorted({arm for choice in content.choices for arm in choice.scores}),
             costs=content.costs,
             crossfit=content.crossfit,
+            choice_errors=content.choice_errors,
             weights=content.weights,
             share=content.share,
             worth=content.worth,

@@ -142,7 +142,7 @@ def _lead(found: set[str], n_classes: int) -> tuple[str, str]:
 
 
 def usual_arm(gain: Mapping[str, Any]) -> str | None:
-    """The arm with the best cross-fitted score; in older files the one that was chosen in most folds."""
+    """The arm that the rule of choice takes on the rows of all folds; in older files the one chosen in most folds."""
     if gain.get("recommended"):
         return str(gain["recommended"])
     counts = Counter(gain.get("chosen", {}).values())

@@ -1,6 +1,6 @@
 """`synthgen challenge --arm BASE+POLICY`: one arm with synthetic images in every fold and repeat.
 
-Where the base is `best` it first chooses, inside each fold and without its test side, the best classical arm by
+Where the base is `best` it first chooses, inside each fold and without its test side, the classical arm by
 cross-fitting, then trains that arm plus synthetic images. Writes `data/challenge/ARM/`.
 """
 
@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from synthgen.artifacts import atomic_folder, write_json
-from synthgen.classifier.arms import BEST, ArmSpec, classical_arm, describe, searched_arm, split_arm
+from synthgen.classifier.arms import BEST, REGULARISED, ArmSpec, classical_arm, describe, searched_arm, split_arm
 from synthgen.classifier.draws import SyntheticImages
 from synthgen.classifier.job_cache import kept_predictions
 from synthgen.classifier.jobs import count_pseudo_labels, fold_jobs, run_jobs, worker_count
@@ -154,7 +154,13 @@ def choose_in_folds(workspace: Workspace, data: PreparedData) -> dict[str, dict[
     chosen: dict[str, dict[str, Any]] = {}
     for fold in plan.measured_folds:
         candidates = {arm: rows.selection(fold) for arm, rows in predictions.items()}
-        arm, scores = choose_arm(candidates, config.challenge.choice, scarce)
+        arm, scores = choose_arm(
+            candidates,
+            config.challenge.choice,
+            scarce,
+            regularised=REGULARISED,
+            errors=config.challenge.choice_errors,
+        )
         chosen[fold] = {"arm": arm, "scores": {name: round(score, 6) for name, score in scores.items()}}
     return chosen
 

@@ -6,19 +6,18 @@ baseline is not the one that the classical arms' own scores choose, and a test s
 
 import csv
 import io
-from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from synthgen.artifacts import atomic_file, digest_of, read_json, sha256_bytes, write_json
-from synthgen.classifier.arms import measured_arm, needs_unlabelled
+from synthgen.classifier.arms import REGULARISED, measured_arm, needs_unlabelled
 from synthgen.config import MEASURED_POLICY, POLICIES, Config
 from synthgen.dataset.predictions import AlignedLogits, Predictions, load_predictions
 from synthgen.errors import ArtifactError, MeasurementError
-from synthgen.metrics.choice import choose_arm
+from synthgen.metrics.choice import Rows, choose_arm
 from synthgen.metrics.experiment import Experiment
 from synthgen.metrics.gain import ClassFacts, compare_arms
 from synthgen.metrics.outcomes import ArmFold, measure_arm
@@ -89,17 +88,21 @@ def _chosen_arms(
 ) -> tuple[list[str], str]:
     """The classical arm chosen in each fold, checked against what the arms built on it recorded.
 
-    Also the arm to train with on all data: the one with the best score of those choices, averaged over folds.
+    Also the arm to train with on all data: the one that the same rule takes on the rows of all folds together.
     """
     config, plan = workspace.config, workspace.plan
     scarce = [plan.classes[slug].label for slug in plan.scarce_slugs]
     built = {arm: read_json(workspace.evaluation(arm) / "arm.json") for arm in challengers if arm.startswith("best+")}
     how = "cross-fitting" if config.evaluate.crossfit else "the score on validation rows"
+
+    def choose(candidates: Mapping[str, Rows]) -> str:
+        rules = config.challenge
+        return choose_arm(candidates, rules.choice, scarce, regularised=REGULARISED, errors=rules.choice_errors)[0]
+
+    rows = {arm: [predictions[arm].selection(fold) for fold in plan.measured_folds] for arm in config.evaluate.arms}
     chosen = []
-    sums: Counter[str] = Counter()
-    for fold in plan.measured_folds:
-        candidates = {arm: predictions[arm].selection(fold) for arm in config.evaluate.arms}
-        best, scores = choose_arm(candidates, config.challenge.choice, scarce)
+    for k, fold in enumerate(plan.measured_folds):
+        best = choose({arm: of_arm[k] for arm, of_arm in rows.items()})
         for arm, record in built.items():
             theirs = record.get("folds", {}).get(fold, {}).get("arm")
             if theirs != best:
@@ -108,9 +111,15 @@ def _chosen_arms(
                     "predictions are older than those of the classical arms: run `dvc repro` for both"
                 )
         chosen.append(best)
-        sums.update(scores)
-    # max() keeps the first of equal arms, in the order of evaluate.arms
-    return chosen, max(config.evaluate.arms, key=lambda arm: round(sums[arm], 12))
+    pooled = {
+        arm: (
+            np.concatenate([labels for labels, _, _ in of_arm]),
+            np.concatenate([logits for _, logits, _ in of_arm]),
+            np.concatenate([groups for _, _, groups in of_arm]),
+        )
+        for arm, of_arm in rows.items()
+    }
+    return chosen, choose(pooled)
 
 
 def _training_groups(plan: Plan, val_parts: list[AlignedLogits]) -> NDArray[np.float64]:

@@ -1,6 +1,6 @@
 """`synthgen report`: reports/index.html, the page that says whether synthetic images helped.
 
-Owns reading what the stages before it wrote, and the cost in images and steps. Refuses nothing but damaged inputs:
+Owns reading what the stages before it wrote. Refuses nothing but damaged inputs:
 what a strategy does not have (adapted generators, a `shared` pool) is left out of the page.
 
 Reads of params.yaml: `report`, `classifier`, `synthesize.teacher_steps`, `evaluate` and `challenge`.
@@ -16,29 +16,27 @@ import numpy as np
 from numpy.typing import NDArray
 
 from synthgen.artifacts import atomic_file, read_json
-from synthgen.classifier.arms import BEST, CLASSICAL_ARMS, trains_teacher
-from synthgen.config import MEASURED_POLICY, POLICIES, Config, MixingSection
-from synthgen.dataset.acceptance import SHARD_SUFFIX, Acceptance, read_acceptance
+from synthgen.config import MEASURED_POLICY, POLICIES, MixingSection
+from synthgen.dataset.acceptance import SHARD_SUFFIX, read_acceptance
 from synthgen.dataset.origin_record import ORIGIN_FILE, read_origin
 from synthgen.dataset.prepared import PreparedData, load_prepared
 from synthgen.dataset.shards import count_rows, read_rows
 from synthgen.errors import ArtifactError
 from synthgen.gan.history import THIRD_PLAYER
 from synthgen.progress import track
-from synthgen.records import FINAL, Plan
+from synthgen.records import FINAL
+from synthgen.report.costs import cost_rows
 from synthgen.report.grids import evenly_spaced, example_grid
 from synthgen.report.page import (
     ArmChoice,
     ArmOrigin,
     ClassArea,
     ClassExamples,
-    CostRow,
     FoldGain,
     ModelHistory,
     ReportContent,
     render_page,
 )
-from synthgen.report.wording import count
 from synthgen.stages.assemble import released_shard
 from synthgen.stages.workspace import Workspace
 
@@ -82,6 +80,7 @@ def collect_content(workspace: Workspace) -> ReportContent:
     gain = _read_gain(workspace.metrics / "gain.json")
     acceptance_file = workspace.synthetic(FINAL) / "acceptance.json"
     acceptance = read_acceptance(acceptance_file) if acceptance_file.exists() else {}
+    worth = read_json(workspace.worth) if workspace.worth.exists() else None
     histories, record = _histories(workspace), _arm_record(workspace, str(gain["challenger"]))
     return ReportContent(
         title=config.report.title,
@@ -94,11 +93,12 @@ def collect_content(workspace: Workspace) -> ReportContent:
         examples=_examples(workspace, load_prepared(workspace.prepared), config.report.n_examples),
         histories=histories,
         choices=_choices(record, gain),
-        costs=cost_rows(config, plan, gain, histories, acceptance),
+        costs=cost_rows(config, plan, gain, histories, acceptance, worth),
         crossfit=config.evaluate.crossfit,
+        choice_errors=config.challenge.choice_errors,
         weights=None if config.classifier.weights is None else config.classifier.weights.file,
         share=float(record.get("share", MixingSection().share)),
-        worth=read_json(workspace.worth) if workspace.worth.exists() else None,
+        worth=worth,
         origins=_origins(workspace, gain),
         areas=_areas(workspace),
     )
@@ -226,85 +226,3 @@ def _choices(record: Mapping[str, Any], gain: Mapping[str, Any]) -> list[ArmChoi
 def _scores(entry: Any) -> dict[str, float]:
     scores = entry.get("scores", {}) if isinstance(entry, dict) else {}
     return {str(arm): float(score) for arm, score in scores.items() if isinstance(score, int | float)}
-
-
-def cost_rows(
-    config: Config,
-    plan: Plan,
-    gain: Mapping[str, Any],
-    histories: Sequence[ModelHistory],
-    acceptance: Mapping[str, Acceptance],
-) -> list[CostRow]:
-    """What the run costs in images shown and optimizer steps: the same on every machine."""
-    rows = _gan_costs(plan, histories)
-    if acceptance:
-        drawn = sum(entry.candidates for entry in acceptance.values())
-        rows.append(CostRow("drawing candidates for the release", "", "", f"{count(drawn)} images"))
-    n_folds, n_measured, repeats = len(plan.folds), len(plan.measured_folds), gain["n_repeats"]
-    teacher = config.synthesize.teacher_steps
-    rows.append(
-        CostRow(
-            "training the teacher that selects",
-            f"{count(teacher)} steps",
-            f"{n_folds} folds",
-            f"{count(teacher * n_folds)} steps",
-        )
-    )
-    steps = config.classifier.steps
-    each = f"{count(steps)} steps × {count(config.classifier.batch)} images"
-    challengers = {gain["challenger"], *gain.get("beside", {})}
-    n_classical = len(set(gain["arms"]) - challengers)
-    for what, n_arms in (("classical arms", n_classical), ("arms with synthetic images", len(challengers))):
-        times = f"{n_arms} arms × {n_measured} folds × {repeats} repeats"
-        total = f"{count(steps * n_arms * n_measured * repeats)} steps"
-        rows.append(CostRow(f"training classifiers, {what}", each, times, total))
-    if config.evaluate.crossfit:
-        n_parts = _inner_parts(plan)
-        times = f"{n_classical} arms × {n_measured} folds × {n_parts} parts"
-        total = f"{count(steps * n_classical * n_measured * n_parts)} steps"
-        rows.append(CostRow("cross-fitting, to choose the classical arm", each, times, total))
-    if n_teachers := _pseudo_teachers(config, plan, gain):
-        total = f"{count(steps * n_teachers)} steps"
-        rows.append(CostRow("training the teachers of arms with pseudo labels", each, f"{n_teachers} trainings", total))
-    return rows
-
-
-def _pseudo_teachers(config: Config, plan: Plan, gain: Mapping[str, Any]) -> int:
-    """How many trainings began with that of a teacher: repeats and, of classical arms, cross-fitted parts."""
-
-    def taught(name: str) -> bool:
-        arm = CLASSICAL_ARMS.get(name)
-        return arm is not None and trains_teacher(arm, config.evaluate.share, config.classifier.batch)
-
-    challengers = {gain["challenger"], *gain.get("beside", {})}
-    n_measured, repeats = len(plan.measured_folds), int(gain["n_repeats"])
-    n_classical = sum(taught(arm) for arm in gain["arms"] if arm not in challengers)
-    n_repeated = n_classical * n_measured
-    for arm in challengers:
-        base = arm.partition("+")[0]
-        n_repeated += sum(map(taught, gain.get("chosen", {}).values())) if base == BEST else taught(base) * n_measured
-    n_parts = _inner_parts(plan) if config.evaluate.crossfit else 0
-    return n_repeated * repeats + n_classical * n_measured * n_parts
-
-
-def _inner_parts(plan: Plan) -> int:
-    n_measured = len(plan.measured_folds)
-    return n_measured if plan.mode == "frozen" else n_measured - 1
-
-
-def _gan_costs(plan: Plan, histories: Sequence[ModelHistory]) -> list[CostRow]:
-    words = {
-        "shared": "training the shared GAN",
-        "adapted": "adapting GANs to single classes",
-        "scratch": "training GANs of single classes",
-    }
-    rows = []
-    for kind, what in words.items():
-        shown = [max(h.columns["kimg"]) for h in histories if h.kind == kind and h.columns["kimg"]]
-        if shown:
-            # Every fold trains as long as `final`, whose histories these are.
-            n_folds = len(plan.folds)
-            each = f"{shown[0]:g} kimg" if min(shown) == max(shown) else f"{min(shown):g} to {max(shown):g} kimg"
-            times = f"{n_folds} folds" if kind == "shared" else f"{len(shown)} classes × {n_folds} folds"
-            rows.append(CostRow(what, each, times, f"{count(sum(shown) * n_folds)} kimg"))
-    return rows

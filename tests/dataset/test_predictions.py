@@ -51,10 +51,12 @@ def test_selection_prefers_cross_fitted_rows_and_never_sees_the_test_side():
     everything = concatenate(
         [piece(), piece(part="val", n=3), piece(part="val", n=3, repeat=1), piece(part="inner", n=4)]
     )
-    labels, logits = everything.selection("f0")
+    _, logits, _ = everything.selection("f0")
     np.testing.assert_array_equal(logits, piece(part="inner", n=4).logits)
-    labels, logits = concatenate([piece(n=0), piece(part="val", n=3), piece(part="val", n=3, repeat=1)]).selection("f0")
-    assert len(labels) == len(logits) == 6
+    labels, logits, groups = concatenate(
+        [piece(n=0), piece(part="val", n=3), piece(part="val", n=3, repeat=1)]
+    ).selection("f0")
+    assert len(labels) == len(logits) == len(groups) == 6
     with pytest.raises(MeasurementError, match="neither"):
         piece().selection("f0")
 
@@ -107,13 +109,14 @@ def test_without_cross_fitting_validation_rows_of_all_folds_choose_but_none_of_t
         ]
     )
     for fold, (tested, _) in folds.items():
-        labels, logits = everything.selection(fold)
+        labels, logits, groups = everything.selection(fold)
         expected = [
             rows(other, "val", [k for k in val if k // 2 not in {t // 2 for t in tested}])
             for other, (_, val) in folds.items()
         ]
         np.testing.assert_array_equal(logits, np.concatenate([part.logits for part in expected]))
         np.testing.assert_array_equal(labels, np.concatenate([part.labels for part in expected]))
+        np.testing.assert_array_equal(groups, np.concatenate([part.groups for part in expected]))
     # what f0 is tested on may say anything: its choice stays
     disturbed = replace(
         everything,

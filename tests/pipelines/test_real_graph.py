@@ -30,7 +30,7 @@ scratch: {kimg: 0.05}
 synthesize: {min_agreement: 0.0, min_diversity_ratio: 0.0, min_nearest_ratio: 0.0, teacher_steps: 5, batch: 8}
 assemble: {}
 evaluate: {arms: [balanced], repeats: 2, crossfit: true, share: 0.25, mix_alpha: 0.3}
-challenge: {arms: [best+synthetic], policies: {synthetic: {share: 0.25}}, choice: balanced_accuracy}
+challenge: {arms: [best+synthetic], policies: {synthetic: {share: 0.25}}, choice: balanced_accuracy, choice_errors: 1.0}
 compare: {confidence: 0.95}
 search: {}
 worth: {}

@@ -34,7 +34,7 @@ scratch: {kimg: 0.05}
 synthesize: {teacher_steps: 5}
 assemble: {}
 evaluate: {arms: [balanced], repeats: 2, crossfit: false, share: 0.25, mix_alpha: 0.3}
-challenge: {arms: [best+synthetic], policies: {}, choice: balanced_accuracy}
+challenge: {arms: [best+synthetic], policies: {}, choice: balanced_accuracy, choice_errors: 1.0}
 search: {trainings: 12}
 compare: {confidence: 0.95}
 worth: {}

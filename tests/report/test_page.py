@@ -217,6 +217,11 @@ def test_how_the_classical_arm_was_chosen_is_told_as_it_was(content: ReportConte
     apart = "its test images had no part in it"
     assert "best cross-fitted score on the fold's own training side" in told(True)
     assert apart in told(True)
+    assert "the classical arm is the one with the best cross-fitted score" in told(True)
+    rule = dataclasses.replace(content, choice_errors=1.0)
+    words = Document(render_page(rule)).words
+    assert "is the most regularised of those within 1 standard error of the best cross-fitted score" in words
+    assert "within 1.5 standard errors of" in Document(render_page(dataclasses.replace(rule, choice_errors=1.5))).words
     # without cross-fitting other folds' classifiers, trained on images that this fold tests, take part
     assert "best cross-fitted score" not in told(False)
     assert apart not in told(False)

@@ -6,7 +6,8 @@ import pytest
 from synthgen.artifacts import read_json, sha256_file, write_json
 from synthgen.errors import ArtifactError
 from synthgen.records import FINAL
-from synthgen.stages.report import collect_content, cost_rows, run_report
+from synthgen.report.costs import cost_rows
+from synthgen.stages.report import collect_content, run_report
 from synthgen.stages.workspace import Workspace
 
 
@@ -80,6 +81,23 @@ def test_costs_multiply(finished_run: Any) -> None:
     assert costs["cross-fitting, to choose the classical arm"].replace("\u202f", "") == f"{steps * 2 * 2 * 1} steps"
 
 
+def test_the_learning_curve_and_the_search_are_among_the_costs(finished_run: Any) -> None:
+    workspace = finished_run.workspace
+    content = collect_content(workspace)
+    names = ("the search for a policy", "the learning curve, for the worth in real images")
+    assert not {row.what for row in content.costs} & {*names}
+    config, plan = workspace.config, content.plan
+    steps = config.classifier.steps
+    searched = {**content.gain, "search": {"cost": {"trainings": 12, "steps": 12 * steps}}}
+    worth = {"curve": [{"images": n, "error": 0.5} for n in (2.0, 3.0, 6.0)]}
+    totals = {row.what: row.total.replace("\u202f", "") for row in cost_rows(config, plan, searched, [], {}, worth)}
+    assert totals[names[0]] == f"{12 * steps} steps"
+    # 2 folds, 2 repeats, 2 parts: the third point, all images, is the classical arm itself
+    assert totals[names[1]] == f"{2 * 2 * 2 * steps} steps"
+    unplaced = cost_rows(config, plan, content.gain, [], {}, {"curve": []})
+    assert names[1] not in {row.what for row in unplaced}
+
+
 def test_the_teachers_of_pseudo_labelled_cost_a_training_each(finished_run: Any) -> None:
     content = collect_content(finished_run.workspace)
     row = "training the teachers of arms with pseudo labels"
@@ -94,14 +112,17 @@ def test_the_teachers_of_pseudo_labelled_cost_a_training_each(finished_run: Any)
         "beside": {challengers[1]: {}},
     }
 
-    def total(share: float, crossfit: bool) -> str | None:
+    def total(share: float, crossfit: bool, n_points: int = 1) -> str | None:
         evaluate = config.evaluate.model_copy(update={"share": share, "crossfit": crossfit})
-        costs = cost_rows(config.model_copy(update={"evaluate": evaluate}), content.plan, gain, [], {})
+        worth = {"curve": [{"images": 2.0 + k, "error": 0.5} for k in range(n_points)]}
+        costs = cost_rows(config.model_copy(update={"evaluate": evaluate}), content.plan, gain, [], {}, worth)
         return next((cost.total.replace("\u202f", "") for cost in costs if cost.what == row), None)
 
     # 2 repeats: in 2 folds of the classical arm, in 2 of pseudo_labelled+shared, in the 1 whose best arm it is
     assert total(0.25, False) == f"{config.classifier.steps * 2 * (2 + 2 + 1)} steps"
     assert total(0.25, True) == f"{config.classifier.steps * (2 * (2 + 2 + 1) + 2 * 1)} steps"
+    # two points of the learning curve below all images: of the 1 fold whose best arm it is
+    assert total(0.25, False, 3) == f"{config.classifier.steps * (2 * (2 + 2 + 1) + 2 * 2 * 1)} steps"
     assert total(0.0, True) is None
 
 
