@@ -2,8 +2,8 @@
 
 Each PROJECT has its classical arms (`python benchmarks/gain.py SET --until classical` leaves one a split in
 .synthgen/gain/SET/). Each rule chooses an arm from what the classical arms said of the rows that it is chosen on, and a
-Markdown table says how that arm does on the test images: in the mean of a set's projects, and of all projects where
-there are several sets. Seconds a project.
+Markdown table says how that arm does on the test images: in the mean over the folds of a set's projects, and over all
+where there are several sets. Seconds a project.
 
 With `--rehearsals N` every arm is also trained in rehearsals, about two minutes of a core each for the six arms of
 MNIST: as many plentiful classes as there are scarce ones are cut down to as many images as those have, and what was cut
@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from gain_sets import SETS
 from gain_table import interval
 from numpy.typing import NDArray
 from scipy.optimize import minimize_scalar
@@ -188,15 +189,19 @@ def main() -> None:
 
 
 def print_table(name: str, folds: list[dict[str, Outcome]]) -> None:
-    """One line per rule that all folds have; arms that are in some sets only have none."""
-    print(f"\n{name}, {len(folds)} projects\n\n{HEAD}")
+    """One line per rule that all folds have; arms that are in some sets only have none.
+
+    Intervals are those of the gain table, wider where splits overlap; over several sets there is a mean alone.
+    """
+    overlap = SETS[name].overlap if name in SETS else None
+    print(f"\n{name}, {len(folds)} folds\n\n{HEAD}")
     for rule in [rule for rule in folds[0] if all(rule in fold for fold in folds)]:
         kept = [fold[rule] for fold in folds]
         chosen = ", ".join(f"{arm} {n}" for arm, n in _counts([one.arm for one in kept]))
         recall, accuracy = (100 * float(np.mean(values)) for values in zip(*[one[1:] for one in kept], strict=True))
         gains = np.array([fold[rule].scarce_recall - fold[PLAIN].scarce_recall for fold in folds])
-        over = "" if rule == PLAIN else interval(gains, 0.0)
-        print(f"| {rule} | {recall:.2f} | {over} | {accuracy:.2f} | {chosen} |")
+        over = f"{100 * gains.mean():+.2f}" if overlap is None else interval(gains, overlap)
+        print(f"| {rule} | {recall:.2f} | {'' if rule == PLAIN else over} | {accuracy:.2f} | {chosen} |")
 
 
 def _counts(names: list[str]) -> list[tuple[str, int]]:

@@ -117,23 +117,15 @@ CLASSICAL_ARMS = {
 }
 
 REGULARISED = (
+    "paste",
     *("strongest", "mixup_strong", "strong"),
-    *(
-        "mixup",
-        "mixed",
-        "cutmix",
-        "paste",
-        "paste_whole",
-        "pseudo_labelled",
-        "classical",
-        "logit_adjusted",
-        "decoupled",
-    ),
-    *("control", "duplicate", "trivialaugment", "randaugment"),
+    *("mixup", "mixed", "cutmix", "paste_whole", "pseudo_labelled", "classical"),
+    *("logit_adjusted", "decoupled", "control", "duplicate", "trivialaugment", "randaugment"),
     *("mixup_mild", "mild", "weighted", "balanced", "real"),
 )
 """The classical arms from the most to the least regularised: by the strength of transforms, then by what mixing and
-other images add. Of arms that cannot be told apart the first is chosen (docs/method.md, protocol 3)."""
+other images add; before all the one that alone uses the user's masks. Of arms that cannot be told apart the first is
+chosen (docs/method.md, protocol 3)."""
 
 BEST = "best"
 CHALLENGER = f"{BEST}+{MEASURED_POLICY}"

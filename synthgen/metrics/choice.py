@@ -36,34 +36,76 @@ def choice_score(
     return mean_present(recall[list(scarce_labels)] if metric == "scarce_recall" else recall)
 
 
+def score_influence(
+    labels: NDArray[np.int64],
+    predicted: NDArray[np.int64],
+    n_classes: int,
+    metric: ChoiceMetric,
+    classes: Sequence[int],
+) -> NDArray[np.float64]:
+    """How much each row moves the score: the delta method's influences, which sum to 0.
+
+    Of the mean of `TP/n` over classes (recall) it is `(right - TP/n) / n` for rows of the class. Of the mean of
+    `F1 = 2 TP/(n + m)`, m the rows that are given the class, it is `(2 right - F1 (is + is given)) / (n + m)`.
+
+    Args:
+        labels, predicted: (n,) int64.
+        n_classes: K.
+        metric: of the score; `balanced_accuracy` and `scarce_recall` differ in `classes` alone.
+        classes: that the score is a mean over; at least one has rows.
+    Returns:
+        (n,) float64.
+    """
+    counts = confusion_counts(labels, predicted, n_classes)
+    found = np.zeros(len(labels))
+    present = _present(labels, classes)
+    for label in present:
+        own, said = labels == label, predicted == label
+        if metric == "macro_f1":
+            f1 = f1_per_class(counts)[label]
+            found += (2.0 * (own & said) - f1 * (own.astype(np.float64) + said)) / (own.sum() + said.sum())
+        else:
+            found[own] += (said[own] - said[own].mean()) / own.sum()
+    return found / len(present)
+
+
 def paired_error(
     labels: NDArray[np.int64], groups: NDArray[np.str_], difference: NDArray[np.float64], classes: Sequence[int]
 ) -> float:
-    """Standard error of a difference of mean recalls between two arms, measured on the same images.
+    """Standard error of a difference between two scores that were measured on the same images.
 
     Rows of one group (an object in several photographs, an image predicted in several repeats) count as one draw: the
-    variance is that of the sums of their influences, `G/(G-1) sum_g (sum_i psi_i)^2` with
-    `psi_i = (d_i - mean of d in its class) / (classes x rows of its class)`.
+    variance is the sum over groups of the squared sum of their influences. Those of a class with G groups are first
+    scaled by `sqrt(G/(G-1))`, as a variance of G draws is; a class with one group has none, so it is given the largest
+    that a difference in [-1, 1] can have, and does not decide alone.
 
     Args:
-        labels, groups, difference: (n,) of each row; 1 where one arm alone is right, -1 where the other is.
-        classes: whose recalls are averaged; those without rows are left out.
+        labels, groups: (n,) of each row.
+        difference: (n,) of one arm's influences (`score_influence`) minus the other's.
+        classes: that the score is a mean over.
     Returns:
-        the error; inf where there are fewer than two groups.
+        the error; inf where no class has rows.
 
     Source: Liang and Zeger 1986, Biometrika 73 (sums within clusters).
     """
-    present = [label for label in classes if np.any(labels == label)]
-    influence = np.zeros(len(labels))
-    for label in present:
-        rows = labels == label
-        influence[rows] = (difference[rows] - difference[rows].mean()) / (len(present) * rows.sum())
-    _, index = np.unique(groups[np.isin(labels, present)], return_inverse=True)
-    n_groups = int(index.max()) + 1 if index.size else 0
-    if n_groups < 2:
+    present = _present(labels, classes)
+    if not present:
         return math.inf
-    sums = np.bincount(index, weights=influence[np.isin(labels, present)])
-    return math.sqrt(n_groups / (n_groups - 1) * float(sums @ sums))
+    scaled = np.array(difference, dtype=np.float64)
+    n_alone = 0
+    for label in np.unique(labels):
+        rows = labels == label
+        n_groups = len(np.unique(groups[rows]))
+        if n_groups > 1:
+            scaled[rows] *= math.sqrt(n_groups / (n_groups - 1))
+        elif label in present:
+            n_alone += 1
+    sums = np.bincount(np.unique(groups, return_inverse=True)[1], weights=scaled)
+    return math.sqrt(float(sums @ sums) + n_alone / len(present) ** 2)
+
+
+def _present(labels: NDArray[np.int64], classes: Sequence[int]) -> list[int]:
+    return [label for label in classes if np.any(labels == label)]
 
 
 def choose_arm(
@@ -77,9 +119,9 @@ def choose_arm(
     """The most regularised of the classical arms whose score cannot be told from the best one.
 
     A few dozen images of the scarce classes hardly tell the better arms apart; the luckiest of them is not the best.
-    So an arm whose score lies within `errors` standard errors of the best score (of the paired difference,
-    `paired_error`; under `macro_f1` that of the balanced accuracy) is as good as it, and of those the most regularised
-    is taken. With `errors` 0 the best score decides; ties go to the arm that stands first.
+    So an arm whose score lies within `errors` standard errors of the best score, each error that of the paired
+    difference (`paired_error`), is as good as it, and of those the most regularised is taken. With `errors` 0 the best
+    score decides; ties go to the arm that stands first.
 
     Args:
         candidates: arm -> rows of one fold, pooled over inner parts (`Predictions.selection`), in the order of
@@ -94,7 +136,7 @@ def choose_arm(
     Raises:
         MeasurementError: no candidate, no candidate with a score, or candidates with different images.
 
-    Source: the one-standard-error rule, Breiman, Friedman, Olshen and Stone 1984, section 3.4.3.
+    Source: a paired form of the one-standard-error rule, Breiman, Friedman, Olshen and Stone 1984, section 3.4.3.
     """
     if not candidates:
         raise MeasurementError("no classical arm to choose from; name at least one in evaluate.arms")
@@ -113,7 +155,11 @@ def choose_arm(
         return best, scores
     labels, logits, groups = candidates[best]
     classes = scarce_labels if metric == "scarce_recall" else range(logits.shape[1])
-    right = logits.argmax(axis=1) == labels
+
+    def influence(of_logits: NDArray[np.floating]) -> NDArray[np.float64]:
+        return score_influence(labels, of_logits.argmax(axis=1), logits.shape[1], metric, classes)
+
+    of_best = influence(logits)
 
     def as_good(arm: str) -> bool:
         their_labels, their_logits, their_groups = candidates[arm]
@@ -122,8 +168,8 @@ def choose_arm(
                 f"arms {best} and {arm} were predicted on different images, and cannot be told apart pair by pair: "
                 "run `dvc repro` for both"
             )
-        difference = right.astype(np.float64) - (their_logits.argmax(axis=1) == labels)
-        return scores[best] - scores[arm] <= errors * paired_error(labels, groups, difference, classes) + 1e-12
+        error = paired_error(labels, groups, of_best - influence(their_logits), classes)
+        return scores[best] - scores[arm] <= errors * error + 1e-12
 
     equals = [arm for arm in scores if arm == best or as_good(arm)]
     place = {arm: k for k, arm in enumerate(regularised)}

@@ -103,8 +103,7 @@ def _pseudo_teachers(config: Config, plan: Plan, gain: Mapping[str, Any], n_thin
 
 
 def _inner_parts(plan: Plan) -> int:
-    n_measured = len(plan.measured_folds)
-    return n_measured if plan.mode == "frozen" else n_measured - 1
+    return plan.parts if plan.mode == "frozen" else plan.parts - 1
 
 
 def _gan_costs(plan: Plan, histories: Sequence[ModelHistory]) -> list[CostRow]:

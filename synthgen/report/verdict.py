@@ -41,7 +41,7 @@ FORMS: dict[str, VerdictForm] = {
         "○",
         "none",
         "The interval includes zero, or the gain is gone after offsets, or a classical arm does as well. "
-        "Use the best classical arm.",
+        "Train with the classical arm that was chosen.",
     ),
     CANNOT_TELL: VerdictForm(
         "cannot tell",
@@ -151,7 +151,7 @@ def usual_arm(gain: Mapping[str, Any]) -> str | None:
 
 def _advice(kind: str, gain: Mapping[str, Any]) -> str:
     usual = usual_arm(gain)
-    arm = f"the arm “{usual}”" if usual else "the best classical arm"
+    arm = f"the arm “{usual}”" if usual else "the chosen classical arm"
     if kind == HELPS:
         return (
             f"Train with {arm} and add synthetic images of all classes, as the data card says, "

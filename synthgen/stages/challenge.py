@@ -140,7 +140,7 @@ def _describe(base: str, mixing: FoldPolicies, arms: Sequence[ArmSpec]) -> str:
     if mixing.searched:
         mixed = f"what the search chose in the fold (for the release: {mixed})"
     if base == BEST:
-        return f"the fold's best classical arm + {mixed}"
+        return f"the fold's classical arm + {mixed}"
     return f"{classical_arm(base).description} + {mixed}" if mixing.searched else arms[0].description
 
 

@@ -3,7 +3,7 @@ import pytest
 
 from synthgen.classifier.arms import CLASSICAL_ARMS, REGULARISED
 from synthgen.errors import MeasurementError
-from synthgen.metrics.choice import choose_arm, paired_error
+from synthgen.metrics.choice import choice_score, choose_arm, paired_error, score_influence
 
 LABELS = np.asarray([0, 0, 0, 0, 1, 1])
 GROUPS = np.asarray([f"g{k}" for k in range(6)])
@@ -41,45 +41,76 @@ def test_every_classical_arm_has_one_place_by_regularisation():
     assert sorted(REGULARISED) == sorted(CLASSICAL_ARMS)
 
 
-def drawn(seed, n_images=(40, 60), copies=1):
-    """Labels, groups and a difference of rights of n images, each `copies` times over as repeats are."""
-    rng = np.random.default_rng(seed)
-    labels = np.repeat([0, 1], n_images)
-    difference = rng.choice([-1.0, 0.0, 1.0], size=len(labels), p=[0.1, 0.6, 0.3])
-    groups = np.asarray([f"g{k}" for k in range(len(labels))])
-    return np.tile(labels, copies), np.tile(groups, copies), np.tile(difference, copies)
+def arm_of(rng, labels, right):
+    """What an arm says of two classes if it is right with a probability of `right`."""
+    return np.where(rng.random(len(labels)) < right, labels, 1 - labels)
 
 
-def test_the_paired_error_is_that_of_a_difference_of_means():
-    labels, groups, difference = drawn(0)
-    n = np.bincount(labels)
-    variance = sum(difference[labels == k].var() / n[k] for k in (0, 1)) / 4 * len(labels) / (len(labels) - 1)
-    assert paired_error(labels, groups, difference, [0, 1]) == pytest.approx(np.sqrt(variance))
-    one = difference[labels == 1]
-    assert paired_error(labels, groups, difference, [1]) == pytest.approx(one.std(ddof=1) / np.sqrt(len(one)))
+def difference_of(labels, one, other, metric="balanced_accuracy", classes=(0, 1)):
+    return score_influence(labels, one, 2, metric, classes) - score_influence(labels, other, 2, metric, classes)
 
 
-def test_an_image_in_several_repeats_counts_once():
-    assert paired_error(*drawn(0, copies=3), [0, 1]) == pytest.approx(paired_error(*drawn(0), [0, 1]))
+def score_of(labels, predicted, metric):
+    return choice_score(labels, np.eye(2)[predicted], metric, [1])
 
 
-def test_the_paired_error_is_what_a_bootstrap_over_objects_finds():
+@pytest.mark.parametrize("metric", ["balanced_accuracy", "scarce_recall", "macro_f1"])
+def test_influences_are_what_a_little_more_weight_of_a_row_changes(metric):
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [30, 12])
+    predicted = arm_of(rng, labels, 0.7)
+    classes = [1] if metric == "scarce_recall" else [0, 1]
+    found = score_influence(labels, predicted, 2, metric, classes)
+    assert found.sum() == pytest.approx(0.0, abs=1e-12)
+    # 10,000 copies of all rows and one more of row k: the change, times the number of rows that one row stands for
+    copies = 10_000
+    before = score_of(labels, predicted, metric)
+    for k in (0, 5, 29, 30, 41):
+        weights = np.full(len(labels), copies)
+        weights[k] += 1
+        after = score_of(np.repeat(labels, weights), np.repeat(predicted, weights), metric)
+        assert found[k] == pytest.approx((after - before) * copies, rel=2e-3, abs=1e-6)
+
+
+def test_the_paired_error_of_recalls_is_that_of_independent_means():
+    rng = np.random.default_rng(0)
+    labels = np.repeat([0, 1], [40, 6])
+    one, other = arm_of(rng, labels, 0.9), arm_of(rng, labels, 0.6)
+    groups = np.asarray([f"g{k}" for k in range(46)])
+    gained = (one == labels).astype(float) - (other == labels)
+    # each class with its own n - 1, as six images are few
+    variance = sum(gained[labels == k].var(ddof=1) / np.sum(labels == k) for k in (0, 1)) / 4
+    assert paired_error(labels, groups, difference_of(labels, one, other), [0, 1]) == pytest.approx(np.sqrt(variance))
+    thrice = [np.tile(column, 3) for column in (labels, groups, one, other)]
+    repeated = difference_of(thrice[0], thrice[2], thrice[3])
+    # an image in several repeats counts once
+    assert paired_error(thrice[0], thrice[1], repeated, [0, 1]) == pytest.approx(np.sqrt(variance))
+
+
+@pytest.mark.parametrize("metric", ["balanced_accuracy", "macro_f1"])
+def test_the_paired_error_is_what_a_bootstrap_over_objects_finds(metric):
     rng = np.random.default_rng(1)
     labels = np.repeat([0, 1], [90, 150])
-    groups = np.asarray([f"g{k // 3}" for k in range(240)])  # three photographs of each object, alike
-    difference = np.repeat(rng.choice([-1.0, 0.0, 1.0], size=80, p=[0.15, 0.5, 0.35]), 3)
-    by_group = [np.flatnonzero(groups == name) for name in np.unique(groups)]
+    groups = np.asarray([f"g{k // 3:02}" for k in range(240)])  # three photographs of each object, alike
+    one, other = (np.repeat(arm_of(rng, labels[::3], right), 3) for right in (0.9, 0.7))
     found = []
-    for _ in range(4000):
-        rows = np.concatenate([by_group[k] for k in rng.integers(0, 80, 80)])
-        found.append(np.mean([difference[rows][labels[rows] == k].mean() for k in (0, 1)]))
-    assert paired_error(labels, groups, difference, [0, 1]) == pytest.approx(np.std(found), rel=0.06)
+    for _ in range(2000):
+        drawn = np.concatenate([rng.choice(30, 30), 30 + rng.choice(50, 50)])
+        rows = (3 * drawn[:, None] + np.arange(3)).ravel()
+        found.append(score_of(labels[rows], one[rows], metric) - score_of(labels[rows], other[rows], metric))
+    error = paired_error(labels, groups, difference_of(labels, one, other, metric), [0, 1])
+    assert error == pytest.approx(np.std(found), rel=0.08)
 
 
-@pytest.mark.parametrize("classes", [[], [2]])
-def test_without_two_groups_nothing_is_known(classes):
-    assert paired_error(LABELS, GROUPS, np.ones(6), classes) == np.inf
-    assert paired_error(LABELS, np.full(6, "one"), np.ones(6), [0, 1]) == np.inf
+def test_one_object_does_not_decide():
+    labels = np.repeat([0, 1], [100, 3])
+    groups = np.asarray([f"g{k}" for k in range(100)] + ["the only one"] * 3)
+    wrong = np.where(np.arange(103) >= 100, 1 - labels, labels)
+    arms = {"plain": (labels, np.eye(2)[labels], groups), "strong": (labels, np.eye(2)[wrong], groups)}
+    for metric in ("balanced_accuracy", "scarce_recall"):
+        assert choose_arm(arms, metric, [1], regularised=["strong", "plain"], errors=1.0)[0] == "strong"
+    assert paired_error(labels, groups, np.zeros(103), [1]) == 1.0
+    assert paired_error(labels, groups, np.zeros(103), [2]) == np.inf
 
 
 def with_errors(labels, wrong):
@@ -98,10 +129,14 @@ def test_of_arms_that_cannot_be_told_apart_the_most_regularised_is_chosen():
     order = ["strong", "mild", "balanced"]
     assert choose_arm(arms, "balanced_accuracy", [1], regularised=order, errors=0.0)[0] == "balanced"
     assert choose_arm(arms, "balanced_accuracy", [1], regularised=order, errors=1.0)[0] == "mild"
-    # the plain formula: 2 lost, 1 won of 20; 10 lost, 2 won
-    gap, error = 1 / 20, np.sqrt((3 / 20 - (1 / 20) ** 2) / 20)
+    # by hand: 2 lost and 1 won of 20 images is a gap of one error at most, 10 lost and 2 won of 20 is not
+    gap, error = 1 / 20, np.sqrt((3 / 20 - (1 / 20) ** 2) / 19)
     assert gap < error
-    gap, error = 8 / 20, np.sqrt((12 / 20 - (8 / 20) ** 2) / 20)
+    gap, error = 8 / 20, np.sqrt((12 / 20 - (8 / 20) ** 2) / 19)
+    truth, best, strong = labels, arms["balanced"][1].argmax(axis=1), arms["strong"][1].argmax(axis=1)
+    assert paired_error(truth, arms["strong"][2], difference_of(truth, best, strong, "scarce_recall", [1]), [1]) == (
+        pytest.approx(error)
+    )
     assert error < gap < 4 * error
     assert choose_arm(arms, "balanced_accuracy", [1], regularised=order, errors=4.0)[0] == "strong"
     assert choose_arm(arms, "scarce_recall", [1], regularised=order, errors=1.0)[0] == "mild"

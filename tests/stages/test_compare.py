@@ -3,6 +3,7 @@ import io
 import json
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from synthgen.config import Config
 from synthgen.dataset.predictions import concatenate, load_predictions, one_part, save_predictions
 from synthgen.errors import ArtifactError, MeasurementError
 from synthgen.records import ClassPlan, Plan, save_plan
+from synthgen.stages.challenge import choose_in_folds
 from synthgen.stages.compare import PROCEDURE_SECTIONS, procedure_digest, run_compare
 from synthgen.stages.tables import verdict_table
 from synthgen.stages.workspace import Workspace
@@ -285,3 +287,48 @@ def test_damaged_log_of_looks_is_refused(project):
     write_json(project.metrics / "looks.json", ["x"])
     with pytest.raises(ArtifactError, match=r"looks\.json"):
         run_compare(project)
+
+
+def _inner_of(project, arm, fold, change):
+    """Says another thing about the cross-fitted rows of one fold: `change(labels, logits)`."""
+    path = project.evaluation(arm) / "predictions.parquet"
+    predictions = load_predictions(path)
+    rows = (predictions.folds == fold) & (predictions.parts == "inner")
+    logits = predictions.logits.copy()
+    logits[rows] = change(predictions.labels[rows], logits[rows])
+    save_predictions(path, replace(predictions, logits=logits))
+
+
+def _luckier_by_one(labels, logits):
+    """Two images more are right and one is wrong, all of the plentiful class."""
+    right = logits.argmax(axis=1) == labels
+    better = logits.copy()
+    better[np.flatnonzero(~right & (labels == 0))[:2]] = 9.0 * np.eye(3)[0]
+    better[np.flatnonzero(right & (labels == 0))[0]] = 9.0 * np.eye(3)[1]
+    return better
+
+
+def test_an_arm_that_is_better_by_one_image_does_not_win_against_a_more_regularised_one(tmp_path):
+    project = make_project(tmp_path, challenge=("synthetic",))
+    classical = load_predictions(project.evaluation("classical") / "predictions.parquet")
+    for fold in FOLDS:
+        said = classical.logits[(classical.folds == fold) & (classical.parts == "inner")]
+        change = _luckier_by_one if fold == "f0" else lambda _, logits: logits
+        _inner_of(project, "real", fold, lambda labels, _, change=change, said=said: change(labels, said))
+    data = SimpleNamespace(slugs=SLUGS)
+    record = run_compare(project)
+    assert record["chosen"] == dict.fromkeys(FOLDS, "classical") and record["recommended"] == "classical"
+    chosen = choose_in_folds(project, data)
+    assert {fold: entry["arm"] for fold, entry in chosen.items()} == record["chosen"]
+    assert chosen["f0"]["scores"]["real"] > chosen["f0"]["scores"]["classical"]
+    # where one fold tells the arms apart, that fold has the better one, and so has what is trained on all data
+    _inner_of(project, "classical", "f0", lambda labels, logits: -logits)
+    record = run_compare(project)
+    assert record["chosen"] == {**dict.fromkeys(FOLDS, "classical"), "f0": "real"}
+    assert record["recommended"] == "real"
+    params = project.root / "params.yaml"
+    params.write_text(params.read_text().replace("challenge:\n", "challenge:\n  choice_errors: 0.0\n"))
+    plainly = Workspace(project.root)
+    record = run_compare(plainly)
+    assert record["chosen"] == dict.fromkeys(FOLDS, "real") and record["recommended"] == "real"
+    assert {entry["arm"] for entry in choose_in_folds(plainly, data).values()} == {"real"}

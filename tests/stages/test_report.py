@@ -45,7 +45,7 @@ def test_the_page_says_what_was_measured(finished_run: Any) -> None:
         "Exploratory.",
         "The scarcity is simulated.",
         "3 bytes, 'missing'",
-        "best classical in 2 of 2 folds",
+        "chosen in 2 of 2 folds",
         "73.6 %",
         "2 arms × 2 folds × 2 repeats",
     ):
@@ -79,6 +79,15 @@ def test_costs_multiply(finished_run: Any) -> None:
     assert costs["adapting GANs to single classes"] == "24 kimg"
     assert costs["training classifiers, classical arms"].replace("\u202f", "") == f"{steps * 2 * 2 * 2} steps"
     assert costs["cross-fitting, to choose the classical arm"].replace("\u202f", "") == f"{steps * 2 * 2 * 1} steps"
+
+
+def test_cross_fitting_costs_as_many_parts_as_the_pool_is_cut_into(finished_run: Any) -> None:
+    content = collect_content(finished_run.workspace)
+    config, steps = finished_run.workspace.config, finished_run.workspace.config.classifier.steps
+    # a test set of one's own, one generator, and the pool in three parts
+    own = content.plan.model_copy(update={"mode": "frozen", "folds": ["f0", FINAL], "parts": 3})
+    totals = {row.what: row.total.replace("\u202f", "") for row in cost_rows(config, own, content.gain, [], {})}
+    assert totals["cross-fitting, to choose the classical arm"] == f"{steps * 2 * 1 * 3} steps"
 
 
 def test_the_learning_curve_and_the_search_are_among_the_costs(finished_run: Any) -> None:
