@@ -48,7 +48,8 @@ def run_on_schedule(project: Path, server, wait_until, within_seconds: float) ->
         def first_in(states: set[str]) -> dict | None:
             assert worker.poll() is None, server.log("worker")
             time.sleep(1)
-            return next((run for run in flow_runs(address, "nightly") if run["state_type"] in states), None)
+            runs = [run for run in flow_runs(address, "nightly") if run["parameters"].get("project") == str(project)]
+            return next((run for run in runs if run["state_type"] in states), None)  # the server has had other tests
 
         wait_until(lambda: first_in({"RUNNING", *ENDED}) is not None, within_seconds, "the schedule to fire")
         server.prefect("deployment", "schedule", "clear", "--accept-yes", "refresh/nightly")

@@ -69,6 +69,11 @@ def two(toy, tmp_path):
     return toy, replace(toy, folder=other)
 
 
+def has_run(log: str, run: str) -> bool:
+    """Whether a worker ran it; both may have seen it as due, and the server lets one of them go on."""
+    return run in log and f"Aborted submission of flow run '{run}'" not in " ".join(log.split())
+
+
 def test_two_workers_of_one_pool_run_two_projects_side_by_side_and_one_project_once(two, server, wait_until, tmp_path):
     server = replace(server, environment={**server.environment, "PREFECT_WORKER_QUERY_SECONDS": "2"}, logs=tmp_path)
     deployments = {"first": two[0].folder, "second": two[1].folder, "first-again": two[0].folder}
@@ -101,7 +106,7 @@ def test_two_workers_of_one_pool_run_two_projects_side_by_side_and_one_project_o
         within(lambda: all(state(server, run)[0] in ENDED for run in runs), "both runs to end")
         assert [state(server, run)[0] for run in runs] == ["COMPLETED", "COMPLETED"], server.log("one")
         logs = [server.log("one"), server.log("two")]
-        assert sorted([run in log for log in logs] for run in runs) == [[False, True], [True, False]]
+        assert sorted([has_run(log, run) for log in logs] for run in runs) == [[False, True], [True, False]]
         assert [dvc.status(project.folder) for project in two] == [{}, {}]
 
         # The same project by two deployments: the later one is cancelled with the reason, the first one goes on.
