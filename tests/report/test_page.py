@@ -221,6 +221,11 @@ def test_how_the_classical_arm_was_chosen_is_told_as_it_was(content: ReportConte
     rule = dataclasses.replace(content, choice_errors=1.0)
     words = Document(render_page(rule)).words
     assert "is the most regularised of those within 1 standard error of the best cross-fitted score" in words
+    assert "before all others" not in words
+    arms = content.gain["arms"]
+    masks = dataclasses.replace(rule, gain={**content.gain, "arms": {**arms, "paste": next(iter(arms.values()))}})
+    told_paste = "(“paste”, which alone uses the masks, before all others) of those within 1 standard error"
+    assert told_paste in Document(render_page(masks)).words
     assert "within 1.5 standard errors of" in Document(render_page(dataclasses.replace(rule, choice_errors=1.5))).words
     # without cross-fitting other folds' classifiers, trained on images that this fold tests, take part
     assert "best cross-fitted score" not in told(False)
